@@ -1,0 +1,90 @@
+// Package guest is what bangerd and banger-agent say to each other: HTTP with
+// JSON on vsock port 1024 (GET /v1/health, PUT /v1/identity, POST
+// /v1/shutdown), SSH on port 22. The agent never trusts the image it runs in
+// to hold anything; bangerd never trusts the agent's answers.
+package guest
+
+// Ports the agent listens on.
+const (
+	ControlPort = 1024
+	SSHPort     = 22
+)
+
+// ExecEnv is the SSH environment variable that turns an exec request into a
+// direct one: its value is an Exec as JSON, and the request's command string
+// is only for logs. Without it the command string goes to the user's shell, as
+// OpenSSH does.
+const ExecEnv = "BANGER_EXEC"
+
+// Exec is a command by argv: no shell takes part.
+type Exec struct {
+	Argv []string `json:"argv"`          // empty: the user's login shell
+	Dir  string   `json:"dir,omitempty"` // absolute; empty: the image's, else the home directory
+}
+
+// Phase tells how far the guest is.
+type Phase string
+
+// Phases in order. From PhaseReady on, SSH is served.
+const (
+	PhaseWaiting Phase = "waiting" // for the identity
+	PhaseReady   Phase = "ready"   // the image's root is up, sessions work
+	PhaseEnding  Phase = "ending"  // shutdown asked for
+)
+
+// Health is GET /v1/health.
+type Health struct {
+	Phase   Phase  `json:"phase"`
+	Version string `json:"version"`
+	Kernel  string `json:"kernel"`  // uname -r
+	BootID  string `json:"boot_id"` // /proc/sys/kernel/random/boot_id
+	Init    string `json:"init"`    // what is pid 1: path of the image's init, or "agent"
+}
+
+// Identity is PUT /v1/identity: all that makes this guest this VM. It is
+// accepted once per boot.
+type Identity struct {
+	ID       string `json:"id"`
+	Hostname string `json:"hostname"`
+	Root     Root   `json:"root"`
+	SSH      SSH    `json:"ssh"`
+	// UnixNano is the wall clock, 0 = leave it.
+	UnixNano int64 `json:"unix_nano,omitempty"`
+	// Entropy is mixed into and credited to the kernel's pool.
+	Entropy []byte   `json:"entropy,omitempty"`
+	Env     []string `json:"env,omitempty"`     // K=V of the image, for every session
+	WorkDir string   `json:"workdir,omitempty"` // of the image
+	Files   []File   `json:"files,omitempty"`
+}
+
+// Root says where the image is.
+type Root struct {
+	Device   string `json:"device"` // /dev/vda
+	FSType   string `json:"fstype"` // ext4
+	ReadOnly bool   `json:"read_only,omitempty"`
+	// Init is the image's init; empty means look for one, and let the agent
+	// stay pid 1 if there is none.
+	Init string `json:"init,omitempty"`
+}
+
+// SSH is the authority of this installation as the guest needs to know it.
+type SSH struct {
+	UserCA   string `json:"user_ca"`   // authorized_keys line of the user authority
+	HostKey  string `json:"host_key"`  // PEM, OpenSSH format
+	HostCert string `json:"host_cert"` // authorized_keys line
+}
+
+// File is written into the image before its init starts.
+type File struct {
+	Path    string `json:"path"` // absolute, no .. and no symlink followed out of the root
+	Mode    uint32 `json:"mode"`
+	Content []byte `json:"content"`
+}
+
+// Shutdown is POST /v1/shutdown. The agent answers, syncs, and makes the guest
+// reboot, which is what ends Firecracker.
+type Shutdown struct {
+	// GraceSeconds is how long processes get before they are killed where the
+	// agent itself is pid 1.
+	GraceSeconds int `json:"grace_seconds,omitempty"`
+}

@@ -1,0 +1,75 @@
+package helper
+
+import (
+	"context"
+	"net"
+	"net/http"
+
+	"banger/internal/jsonhttp"
+)
+
+// Client calls the helper. It is safe for concurrent use.
+type Client struct{ http *http.Client }
+
+// NewClient returns a client of the helper listening on socket.
+func NewClient(socket string) *Client {
+	return &Client{jsonhttp.NewHTTPClient(func(ctx context.Context) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", socket)
+	})}
+}
+
+func call[Out any](ctx context.Context, c *Client, verb string, in any) (Out, error) {
+	var out Out
+	err := jsonhttp.Call(ctx, c.http, http.MethodPost, "http://helper/v1/"+verb, in, &out)
+	return out, err
+}
+
+// Reserve assigns the VM's slot, or returns the one it has.
+func (c *Client) Reserve(ctx context.Context, id string) (Slot, error) {
+	return call[Slot](ctx, c, "vm.reserve", ReserveRequest{ID: id})
+}
+
+// Release frees the slot. It refuses while the VM's unit runs.
+func (c *Client) Release(ctx context.Context, id string) error {
+	_, err := call[Empty](ctx, c, "vm.release", VMRequest{ID: id})
+	return err
+}
+
+// PutBlob stores a root-owned copy of a file below the state directory.
+func (c *Client) PutBlob(ctx context.Context, path string) (Blob, error) {
+	return call[Blob](ctx, c, "blob.put", BlobPutRequest{Path: path})
+}
+
+// Attach makes the VM's root disk of base and overlay.
+func (c *Client) Attach(ctx context.Context, r AttachRequest) (Attached, error) {
+	return call[Attached](ctx, c, "vm.attach", r)
+}
+
+// Launch starts the VMM and returns once its API socket answers.
+func (c *Client) Launch(ctx context.Context, r LaunchRequest) (Launched, error) {
+	return call[Launched](ctx, c, "vm.launch", r)
+}
+
+// Handover tells the helper that Firecracker has opened its devices.
+func (c *Client) Handover(ctx context.Context, id string) error {
+	_, err := call[Empty](ctx, c, "vm.handover", VMRequest{ID: id})
+	return err
+}
+
+// Kill stops the VM's unit with SIGKILL and waits for its end.
+func (c *Client) Kill(ctx context.Context, id string) error {
+	_, err := call[Empty](ctx, c, "vm.kill", VMRequest{ID: id})
+	return err
+}
+
+// Cleanup removes whatever the VM holds in the kernel; idempotent.
+func (c *Client) Cleanup(ctx context.Context, id string) error {
+	_, err := call[Empty](ctx, c, "vm.cleanup", VMRequest{ID: id})
+	return err
+}
+
+// Check returns facts for preflight and doctor.
+func (c *Client) Check(ctx context.Context) (HostFacts, error) {
+	return call[HostFacts](ctx, c, "host.check", Empty{})
+}

@@ -1,0 +1,134 @@
+// Package installed reads and writes /etc/banger/install.toml, the root-owned
+// record of an installation that every program of banger trusts. The file is a
+// flat subset of TOML (key = "string" or key = integer), read here without a
+// TOML library because banger-helper links a closed list of modules.
+package installed
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Record describes an installation.
+type Record struct {
+	Owner string `json:"owner"` // user name
+	UID   int    `json:"uid"`
+	GID   int    `json:"gid"`
+	// UIDBase and UIDCount are the range reserved in /etc/subuid and
+	// /etc/subgid; VM with slot n runs as uid and gid UIDBase+n.
+	UIDBase  int `json:"uid_base"`
+	UIDCount int `json:"uid_count"`
+
+	Firecracker       string `json:"firecracker"`
+	FirecrackerSHA256 string `json:"firecracker_sha256"`
+	Jailer            string `json:"jailer"`
+	JailerSHA256      string `json:"jailer_sha256"`
+
+	Version     string `json:"version"`
+	InstalledAt string `json:"installed_at"` // RFC 3339
+}
+
+// Load reads the record at path. The file must belong to root and be writable
+// by nobody else: whoever writes it decides who may use the helper.
+func Load(path string) (Record, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return Record{}, fmt.Errorf("cannot read installation record: %w", err)
+	}
+	defer f.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return Record{}, fmt.Errorf("cannot stat %s: %w", path, err)
+	}
+	if st.Uid != 0 || st.Mode&0o022 != 0 || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return Record{}, fmt.Errorf("%s must be a regular file of root that nobody else can write", path)
+	}
+	var raw bytes.Buffer
+	if _, err := raw.ReadFrom(f); err != nil {
+		return Record{}, fmt.Errorf("cannot read %s: %w", path, err)
+	}
+	r, err := Parse(raw.String())
+	if err != nil {
+		return Record{}, fmt.Errorf("cannot read %s: %w", path, err)
+	}
+	return r, nil
+}
+
+// Parse reads the text of a record and refuses unknown keys, repeated keys and
+// values that make no sense.
+func Parse(text string) (Record, error) {
+	fields := map[string]json.RawMessage{}
+	for i, line := range strings.Split(text, "\n") {
+		line = strings.TrimSpace(line)
+		if line == "" || strings.HasPrefix(line, "#") {
+			continue
+		}
+		key, value, ok := strings.Cut(line, "=")
+		key, value = strings.TrimSpace(key), strings.TrimSpace(value)
+		if !ok || key == "" || !json.Valid([]byte(value)) {
+			return Record{}, fmt.Errorf("line %d: want key = \"string\" or key = number", i+1)
+		}
+		if _, dup := fields[key]; dup {
+			return Record{}, fmt.Errorf("line %d: key %q again", i+1, key)
+		}
+		fields[key] = json.RawMessage(value)
+	}
+	raw, err := json.Marshal(fields)
+	if err != nil {
+		return Record{}, err
+	}
+	var r Record
+	d := json.NewDecoder(bytes.NewReader(raw))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&r); err != nil {
+		return Record{}, err
+	}
+	return r, r.validate()
+}
+
+func (r Record) validate() error {
+	switch {
+	case r.Owner == "":
+		return fmt.Errorf("owner is missing")
+	case r.UID <= 0 || r.GID <= 0:
+		return fmt.Errorf("owner may not be root (uid %d, gid %d)", r.UID, r.GID)
+	case r.UIDBase < 65536 || r.UIDCount < 1 || r.UIDBase > 1<<31-1-r.UIDCount:
+		return fmt.Errorf("uid range %d+%d is not usable", r.UIDBase, r.UIDCount)
+	case r.UID >= r.UIDBase && r.UID < r.UIDBase+r.UIDCount:
+		return fmt.Errorf("owner's uid %d lies in the VMs' uid range", r.UID)
+	case !strings.HasPrefix(r.Firecracker, "/") || !strings.HasPrefix(r.Jailer, "/"):
+		return fmt.Errorf("firecracker and jailer must be absolute paths")
+	}
+	return nil
+}
+
+// Text renders the record as Parse reads it.
+func (r Record) Text() (string, error) {
+	var b strings.Builder
+	b.WriteString("# Written by `banger system install`; do not edit.\n")
+	raw, err := json.Marshal(r)
+	if err != nil {
+		return "", err
+	}
+	d := json.NewDecoder(bytes.NewReader(raw))
+	if _, err := d.Token(); err != nil { // the opening brace
+		return "", err
+	}
+	for d.More() {
+		key, err := d.Token()
+		if err != nil {
+			return "", err
+		}
+		var value json.RawMessage
+		if err := d.Decode(&value); err != nil {
+			return "", err
+		}
+		fmt.Fprintf(&b, "%s = %s\n", key, value)
+	}
+	return b.String(), nil
+}

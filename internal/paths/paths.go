@@ -1,0 +1,37 @@
+// Package paths names every place banger keeps something on a host, so that
+// the layout can be read on one page. Nothing here touches the disk.
+package paths
+
+// Places of an installed banger.
+const (
+	ConfigFile  = "/etc/banger/config.toml"
+	InstallFile = "/etc/banger/install.toml"
+
+	// StateDir belongs to the owner, 0700.
+	StateDir = "/var/lib/banger"
+	// HelperDir belongs to root, 0711: blobs/, jail/ and slots.json, one mount.
+	HelperDir = "/var/lib/banger-helper"
+	JailDir   = HelperDir + "/jail/firecracker"
+	BlobDir   = HelperDir + "/blobs/sha256"
+
+	DaemonSocket = "/run/banger/bangerd.sock"
+	HelperRunDir = "/run/banger-helper"
+	HelperSocket = HelperRunDir + "/helper.sock"
+	// ExitDir holds ID.json for each VMM that ended, written by root.
+	ExitDir = HelperRunDir + "/exit"
+
+	BinDir     = "/usr/local/bin"
+	LibexecDir = "/usr/local/libexec/banger"
+	UnitDir    = "/etc/systemd/system"
+)
+
+// Inside every jail, the same in each, since a snapshot can only be loaded
+// where its files have the same names.
+const (
+	JailKernel  = "/vmlinux"
+	JailInitrd  = "/initrd"
+	JailRootfs  = "/rootfs"
+	JailAPI     = "/run/api.sock"
+	JailVsock   = "/run/vsock.sock"
+	JailMetrics = "/metrics"
+)
