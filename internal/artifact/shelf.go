@@ -1,0 +1,147 @@
+// Package artifact keeps imported things (images, kernels) on disk: one
+// directory each, named by an id, filled aside and moved into place when
+// complete. What a crash leaves is recognised and swept.
+package artifact
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+
+	"banger/api"
+	"banger/internal/store"
+)
+
+var validName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
+
+// staging marks a directory that is still being filled.
+const staging = ".import-"
+
+// shelf is the directory of one kind of artifact.
+type shelf struct {
+	Dir  string
+	Kind string // "image", "kernel": for errors
+
+	mu   sync.Mutex
+	busy map[string]bool // names being imported
+}
+
+// Import makes the artifact name. taken looks for the name in the store; fill
+// writes the content into a fresh private directory, which is then moved to
+// Path(id); record stores it. After an error nothing is left.
+func (s *shelf) Import(name string, taken func() error, fill func(dir string) error, record func(id string) error) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("cannot import %s %q: %w", s.Kind, name, err)
+		}
+	}()
+	if !validName.MatchString(name) {
+		return api.BadRequest("this is no name").
+			WithHint("a name has 1 to 63 characters of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit")
+	}
+	release, err := s.begin(name, taken)
+	if err != nil {
+		return err
+	}
+	defer release()
+	var b [6]byte
+	_, _ = rand.Read(b[:]) // never fails, see crypto/rand
+	id := hex.EncodeToString(b[:])
+	dir := filepath.Join(s.Dir, staging+id)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(dir))
+		}
+	}()
+	if err := fill(dir); err != nil {
+		return err
+	}
+	if err := os.Rename(dir, s.Path(id)); err != nil {
+		return err
+	}
+	dir = s.Path(id)
+	return record(id)
+}
+
+// begin takes the name for one import, so that the second of two finds out
+// before it has moved all its bytes.
+func (s *shelf) begin(name string, taken func() error) (release func(), err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.busy[name] {
+		return nil, api.Conflict("another import of that name is under way")
+	}
+	switch err := taken(); {
+	case err == nil:
+		return nil, api.Conflict("the name is taken").
+			WithHint("choose another name, or `banger %s delete %s` first", s.Kind, name)
+	case !errors.Is(err, store.ErrNotFound):
+		return nil, err
+	}
+	if s.busy == nil {
+		s.busy = map[string]bool{}
+	}
+	s.busy[name] = true
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.busy, name)
+	}, nil
+}
+
+// Delete removes an artifact: the record first, so that nothing new can be
+// made from it, then the files. Both errors of the store are told to a person;
+// usedBy names the VMs that hold it.
+func (s *shelf) Delete(name, id string, usedBy []string, unrecord func() error) error {
+	switch err := unrecord(); {
+	case errors.Is(err, store.ErrInUse):
+		return api.Conflict("cannot delete %s %q: VMs are made from it: %s", s.Kind, name, strings.Join(usedBy, ", ")).
+			WithHint("delete them first with `banger vm delete`")
+	case err != nil:
+		return err
+	}
+	if err := os.RemoveAll(s.Path(id)); err != nil {
+		return fmt.Errorf("cannot remove the files of %s %q: %w", s.Kind, name, err)
+	}
+	return nil
+}
+
+// Missing is the answer to a name that does not exist.
+func (s *shelf) Missing(name string) error {
+	return api.NotFound("there is no %s %q", s.Kind, name).WithHint("see `banger %s list`", s.Kind)
+}
+
+// Path is where the artifact id lies.
+func (s *shelf) Path(id string) string { return filepath.Join(s.Dir, id) }
+
+// Sweep makes the shelf and removes every directory that is not in known.
+func (s *shelf) Sweep(ctx context.Context, log *slog.Logger, known map[string]bool) error {
+	if err := os.MkdirAll(s.Dir, 0o700); err != nil {
+		return fmt.Errorf("cannot make the %s directory: %w", s.Kind, err)
+	}
+	entries, err := os.ReadDir(s.Dir)
+	if err != nil {
+		return fmt.Errorf("cannot read the %s directory: %w", s.Kind, err)
+	}
+	for _, e := range entries {
+		if known[e.Name()] {
+			continue
+		}
+		log.InfoContext(ctx, "removing leftover", "kind", s.Kind, "dir", e.Name())
+		if err := os.RemoveAll(s.Path(e.Name())); err != nil {
+			return fmt.Errorf("cannot remove leftover: %w", err)
+		}
+	}
+	return nil
+}

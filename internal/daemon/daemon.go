@@ -1,0 +1,115 @@
+// Package daemon is bangerd: the composition root, the HTTP API (routes in
+// api_<noun>.go), operations and their event streams. The logic itself is in
+// packages vm, image and kernel.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"path/filepath"
+	"time"
+
+	"banger/internal/artifact"
+	"banger/internal/config"
+	"banger/internal/helper"
+	"banger/internal/identity"
+	"banger/internal/installed"
+	"banger/internal/jsonhttp"
+	"banger/internal/paths"
+	"banger/internal/store"
+	"banger/internal/vm"
+)
+
+// Daemon is a running bangerd.
+type Daemon struct {
+	log     *slog.Logger
+	record  installed.Record
+	config  config.Config
+	store   *store.Store
+	helper  *helper.Client
+	hosts   *identity.Authority
+	images  *artifact.Images
+	kernels *artifact.Kernels
+	vms     *vm.Manager
+	ops     *operations
+	server  *http.Server
+}
+
+// Open makes a daemon of an installed banger and compares its records with the
+// host. It serves nothing yet.
+func Open(ctx context.Context, log *slog.Logger) (d *Daemon, err error) {
+	d = &Daemon{log: log, helper: helper.NewClient(paths.HelperSocket), ops: newOperations(log)}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.Close())
+		}
+	}()
+	if d.record, err = installed.Load(paths.InstallFile); err != nil {
+		return d, err
+	}
+	if d.config, err = config.Load(paths.ConfigFile); err != nil {
+		return d, err
+	}
+	if d.hosts, err = identity.Open(filepath.Join(paths.StateDir, "identity")); err != nil {
+		return d, err
+	}
+	if d.store, err = store.Open(ctx, filepath.Join(paths.StateDir, "banger.db")); err != nil {
+		return d, err
+	}
+	if d.images, err = artifact.OpenImages(ctx, d.store, filepath.Join(paths.StateDir, "images"), d.config.VMDefaults.ImageSize, log); err != nil {
+		return d, err
+	}
+	agent := filepath.Join(paths.LibexecDir, "banger-agent")
+	if d.kernels, err = artifact.OpenKernels(ctx, d.store, paths.StateDir, agent, d.helper, log); err != nil {
+		return d, err
+	}
+	// Starts the helper, which makes the directory of exit records.
+	if _, err = d.helper.Check(ctx); err != nil {
+		return d, fmt.Errorf("cannot reach banger-helper: %w", err)
+	}
+	d.vms, err = vm.NewManager(ctx, vm.Options{
+		Store: d.store, Helper: d.helper, Kernels: d.kernels, Hosts: d.hosts, Log: log,
+		StateDir: paths.StateDir, ExitDir: paths.ExitDir,
+		DefaultImage: d.config.DefaultImage, DefaultKernel: d.config.DefaultKernel,
+		DefaultVCPU: d.config.VMDefaults.VCPU, DefaultMemory: d.config.VMDefaults.MemoryMiB,
+		StartTimeout: d.config.VMDefaults.StartTimeout,
+	})
+	return d, err
+}
+
+// Serve answers on l until the context ends, then lets the open requests
+// finish and cancels the operations that are under way.
+func (d *Daemon) Serve(ctx context.Context, l net.Listener) error {
+	d.server = jsonhttp.NewServer(jsonhttp.OnlyUIDs(d.routes(), uint32(d.record.UID)))
+	failed := make(chan error, 1)
+	go func() { failed <- d.server.Serve(l) }()
+	select {
+	case err := <-failed:
+		return err
+	case <-ctx.Done():
+	}
+	d.ops.close() // first, so that watchers see the end of what they watch
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if err := d.server.Shutdown(ctx); err != nil {
+		return d.server.Close()
+	}
+	return nil
+}
+
+// Close ends what Open began. VMs go on.
+func (d *Daemon) Close() error {
+	d.ops.close()
+	var errs []error
+	if d.vms != nil {
+		errs = append(errs, d.vms.Close())
+	}
+	if d.store != nil {
+		errs = append(errs, d.store.Close())
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,163 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"banger/api"
+)
+
+// VM is the record of a VM.
+type VM struct {
+	ID, Name          string
+	State             api.State
+	Reason            string
+	ImageID, KernelID string
+	ImageName         string // joined, not written
+	KernelName        string // joined, not written
+	VCPU, MemoryMiB   int
+	Slot, UID         int
+	CreatedAt         time.Time
+	StartedAt         time.Time
+	HostBoot          string
+	Timing            []api.PhaseTime
+	Guest             *api.Guest
+}
+
+const vmColumns = `id, name, state, reason, image_id, kernel_id, vcpu, memory_mib,
+	slot, uid, created_at, started_at, host_boot, timing, guest`
+
+const vmSelect = `SELECT v.id, v.name, v.state, v.reason, v.image_id, v.kernel_id, v.vcpu, v.memory_mib,
+	v.slot, v.uid, v.created_at, v.started_at, v.host_boot, v.timing, v.guest, i.name, k.name
+	FROM vms v JOIN images i ON i.id = v.image_id JOIN kernels k ON k.id = v.kernel_id `
+
+// InsertVM adds a record; ErrExists when the name is taken.
+func (s *Store) InsertVM(ctx context.Context, v *VM) error {
+	timing, guest, err := vmJSON(v)
+	if err != nil {
+		return err
+	}
+	_, err = s.db.ExecContext(ctx, `INSERT INTO vms (`+vmColumns+`) VALUES `+placeholders(15),
+		v.ID, v.Name, v.State, v.Reason, v.ImageID, v.KernelID, v.VCPU, v.MemoryMiB,
+		v.Slot, v.UID, nanos(v.CreatedAt), nanos(v.StartedAt), v.HostBoot, timing, guest)
+	return wrap(fmt.Sprintf("VM %q", v.Name), err)
+}
+
+// UpdateVM writes every changeable column.
+func (s *Store) UpdateVM(ctx context.Context, v *VM) error {
+	timing, guest, err := vmJSON(v)
+	if err != nil {
+		return err
+	}
+	r, err := s.db.ExecContext(ctx, `UPDATE vms SET name=?, state=?, reason=?, vcpu=?, memory_mib=?,
+		slot=?, uid=?, started_at=?, host_boot=?, timing=?, guest=? WHERE id=?`,
+		v.Name, v.State, v.Reason, v.VCPU, v.MemoryMiB, v.Slot, v.UID, nanos(v.StartedAt), v.HostBoot, timing, guest, v.ID)
+	return changed(fmt.Sprintf("VM %q", v.Name), r, err)
+}
+
+// DeleteVM removes a record.
+func (s *Store) DeleteVM(ctx context.Context, id string) error {
+	r, err := s.db.ExecContext(ctx, `DELETE FROM vms WHERE id=?`, id)
+	return changed("VM "+id, r, err)
+}
+
+// VM finds a record by name, id, or a prefix of at least four digits that only
+// one id has. A name wins over an id.
+func (s *Store) VM(ctx context.Context, ref string) (*VM, error) {
+	vs, err := s.queryVMs(ctx, `WHERE v.name=? OR v.id=?`, ref, ref)
+	if err == nil && len(vs) == 0 && len(ref) >= 4 && isHex(ref) {
+		vs, err = s.queryVMs(ctx, `WHERE v.id >= ? AND v.id < ? LIMIT 3`, ref, ref+"g")
+	}
+	if err != nil {
+		return nil, err
+	}
+	switch len(vs) {
+	case 0:
+		return nil, fmt.Errorf("VM %q: %w", ref, ErrNotFound)
+	case 1:
+		return vs[0], nil
+	}
+	for _, v := range vs {
+		if v.Name == ref {
+			return v, nil
+		}
+	}
+	return nil, api.Problemf(409, "ambiguous", "%q matches more than one VM: %s and %s", ref, vs[0].Name, vs[1].Name).
+		WithHint("use the name or more digits of the id")
+}
+
+// VMs lists all records, oldest first.
+func (s *Store) VMs(ctx context.Context) ([]*VM, error) {
+	return s.queryVMs(ctx, `ORDER BY v.created_at, v.id`)
+}
+
+// ActiveVMs lists those whose state says that they may hold kernel objects.
+func (s *Store) ActiveVMs(ctx context.Context) ([]*VM, error) {
+	return s.queryVMs(ctx, `WHERE v.state IN (?,?,?)`, api.StateStarting, api.StateRunning, api.StateStopping)
+}
+
+func (s *Store) queryVMs(ctx context.Context, where string, args ...any) ([]*VM, error) {
+	rows, err := s.db.QueryContext(ctx, vmSelect+where, args...)
+	if err != nil {
+		return nil, fmt.Errorf("cannot read VMs: %w", err)
+	}
+	defer rows.Close()
+	var vs []*VM
+	for rows.Next() {
+		var v VM
+		var created, started int64
+		var timing, guest string
+		if err := rows.Scan(&v.ID, &v.Name, &v.State, &v.Reason, &v.ImageID, &v.KernelID, &v.VCPU, &v.MemoryMiB,
+			&v.Slot, &v.UID, &created, &started, &v.HostBoot, &timing, &guest, &v.ImageName, &v.KernelName); err != nil {
+			return nil, fmt.Errorf("cannot read VM: %w", err)
+		}
+		v.CreatedAt, v.StartedAt = fromNanos(created), fromNanos(started)
+		if err := json.Unmarshal([]byte(timing), &v.Timing); err != nil {
+			return nil, fmt.Errorf("cannot read VM %q: timing: %w", v.Name, err)
+		}
+		if guest != "" {
+			if err := json.Unmarshal([]byte(guest), &v.Guest); err != nil {
+				return nil, fmt.Errorf("cannot read VM %q: guest: %w", v.Name, err)
+			}
+		}
+		vs = append(vs, &v)
+	}
+	return vs, rows.Err()
+}
+
+func vmJSON(v *VM) (timing, guest string, err error) {
+	t, err := json.Marshal(v.Timing)
+	if err != nil {
+		return "", "", err
+	}
+	if v.Guest == nil {
+		return string(t), "", nil
+	}
+	g, err := json.Marshal(v.Guest)
+	return string(t), string(g), err
+}
+
+func nanos(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixNano()
+}
+
+func fromNanos(n int64) time.Time {
+	if n == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, n).UTC()
+}
+
+func isHex(s string) bool {
+	for _, c := range s {
+		if (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return true
+}

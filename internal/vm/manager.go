@@ -1,0 +1,256 @@
+// Package vm is the life of virtual machines: their records, the start
+// pipeline, and how they end. It owns the rules; kernel objects belong to
+// banger-helper and are named after the VM's id, so that writing the state
+// "starting" first is enough to find everything again after a crash.
+package vm
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	petname "github.com/dustinkirkland/golang-petname"
+
+	"banger/api"
+	"banger/internal/guest"
+	"banger/internal/helper"
+	"banger/internal/identity"
+	"banger/internal/store"
+)
+
+// Helper is what the life of a VM needs of banger-helper.
+type Helper interface {
+	Reserve(ctx context.Context, id string) (helper.Slot, error)
+	Release(ctx context.Context, id string) error
+	Attach(ctx context.Context, r helper.AttachRequest) (helper.Attached, error)
+	Launch(ctx context.Context, r helper.LaunchRequest) (helper.Launched, error)
+	Handover(ctx context.Context, id string) error
+	Kill(ctx context.Context, id string) error
+	Cleanup(ctx context.Context, id string) error
+	Check(ctx context.Context) (helper.HostFacts, error)
+}
+
+// Kernels gives the helper's names of what a kernel boots.
+type Kernels interface {
+	// Blobs returns the sha256 of kernel and initrd; resend sends them to the
+	// helper again, which has lost them.
+	Blobs(ctx context.Context, k *store.Kernel, resend bool) (kernel, initrd string, err error)
+}
+
+// Hosts makes the SSH host key of a VM.
+type Hosts interface {
+	NewHost(id, name string) (identity.HostKey, error)
+	UserCA() string
+}
+
+// Options are everything a Manager works with.
+type Options struct {
+	Store   *store.Store
+	Helper  Helper
+	Kernels Kernels
+	Hosts   Hosts
+	Log     *slog.Logger
+	// StateDir holds images/ and vms/.
+	StateDir string
+	ExitDir  string
+	// Defaults of a VM, and how long a start may take.
+	DefaultImage, DefaultKernel string
+	DefaultVCPU, DefaultMemory  int
+	StartTimeout                time.Duration
+}
+
+// Manager runs VMs. Its methods may be called at the same time; work on one VM
+// is done one after the other.
+type Manager struct {
+	Options
+	locks keyedLocks
+	exits *exitWatch
+	boot  string // boot id of the host
+
+	tasks  sync.WaitGroup // background work on VMs that ended
+	closed context.CancelFunc
+	ctx    context.Context
+}
+
+// NewManager returns a Manager that has compared its records with the host.
+func NewManager(ctx context.Context, o Options) (*Manager, error) {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the host's boot id: %w", err)
+	}
+	m := &Manager{Options: o, boot: strings.TrimSpace(string(boot))}
+	m.ctx, m.closed = context.WithCancel(context.WithoutCancel(ctx))
+	// Watch first, then look: an end in between is seen twice, never missed.
+	if m.exits, err = watchExits(o.ExitDir, m.exited); err != nil {
+		return nil, err
+	}
+	if err := m.reconcile(ctx); err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
+	return m, nil
+}
+
+// Close ends the watching of VMs. The VMs themselves go on.
+func (m *Manager) Close() error {
+	m.closed()
+	err := m.exits.close()
+	m.tasks.Wait()
+	return err
+}
+
+// Create makes the record of a VM and returns it. Nothing else is made until
+// it is started.
+func (m *Manager) Create(ctx context.Context, spec api.VMSpec) (*store.VM, error) {
+	v := &store.VM{State: api.StateCreated, Slot: -1, CreatedAt: time.Now().UTC(), Name: spec.Name,
+		VCPU: m.DefaultVCPU, MemoryMiB: m.DefaultMemory}
+	if spec.VCPU != nil {
+		v.VCPU = *spec.VCPU
+	}
+	if spec.MemoryMiB != nil {
+		v.MemoryMiB = *spec.MemoryMiB
+	}
+	if err := m.resolve(ctx, v, spec); err != nil {
+		return nil, err
+	}
+	for range 20 { // a generated name may be taken
+		v.ID, v.Name = newID(), or(spec.Name, petname.Generate(2, "-"))
+		err := m.Store.InsertVM(ctx, v)
+		if spec.Name == "" && errors.Is(err, store.ErrExists) {
+			continue
+		}
+		return v, refusedInsert(v, err)
+	}
+	return nil, api.Internal("cannot create VM: no free name was found").WithHint("give one with --name")
+}
+
+// Limits of Firecracker.
+const (
+	maxVCPU      = 32
+	maxMemoryMiB = 1 << 20
+)
+
+// resolve checks the wishes and finds image and kernel.
+func (m *Manager) resolve(ctx context.Context, v *store.VM, spec api.VMSpec) error {
+	if spec.Name != "" && !guest.ValidName(spec.Name) {
+		return api.BadRequest("cannot create VM: %q is no name", spec.Name).
+			WithHint("a name has 1 to 63 characters of a-z, 0-9 and '-', and no '-' at either end")
+	}
+	if v.VCPU < 1 || v.VCPU > maxVCPU {
+		return api.BadRequest("cannot create VM: %d vCPUs are not possible", v.VCPU).WithHint("give 1 to %d with --vcpu", maxVCPU)
+	}
+	image, err := m.Store.Image(ctx, or(spec.Image, m.DefaultImage))
+	if errors.Is(err, store.ErrNotFound) {
+		return api.NotFound("cannot create VM: there is no image %q", or(spec.Image, m.DefaultImage)).
+			WithHint("see `banger image list`; `banger image import NAME FILE.tar` makes one")
+	} else if err != nil {
+		return err
+	}
+	kernel, err := m.Store.Kernel(ctx, or(spec.Kernel, m.DefaultKernel))
+	if errors.Is(err, store.ErrNotFound) {
+		return api.NotFound("cannot create VM: there is no kernel %q", or(spec.Kernel, m.DefaultKernel)).
+			WithHint("see `banger kernel list`; `banger kernel import NAME --from /boot/vmlinuz-…` makes one")
+	} else if err != nil {
+		return err
+	}
+	if v.MemoryMiB < kernel.MinMemoryMiB || v.MemoryMiB > maxMemoryMiB {
+		return api.BadRequest("cannot create VM: %d MiB of memory are not possible with kernel %q", v.MemoryMiB, kernel.Name).
+			WithHint("give %d to %d MiB with --memory", kernel.MinMemoryMiB, maxMemoryMiB)
+	}
+	v.ImageID, v.ImageName, v.KernelID, v.KernelName = image.ID, image.Name, kernel.ID, kernel.Name
+	return nil
+}
+
+// refusedInsert puts the store's refusal in a person's words.
+func refusedInsert(v *store.VM, err error) error {
+	switch {
+	case errors.Is(err, store.ErrExists):
+		return api.Conflict("cannot create VM: the name %q is taken", v.Name).
+			WithHint("choose another with --name, or delete it with `banger vm delete %s`", v.Name)
+	case errors.Is(err, store.ErrInUse):
+		return api.Conflict("cannot create VM: image %q or kernel %q has just been deleted", v.ImageName, v.KernelName)
+	}
+	return err
+}
+
+// Get finds a VM by name, id or prefix of the id.
+func (m *Manager) Get(ctx context.Context, ref string) (*store.VM, error) {
+	v, err := m.Store.VM(ctx, ref)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, api.NotFound("there is no VM %q", ref).WithHint("see `banger vm list`")
+	}
+	return v, err
+}
+
+// List returns all VMs, oldest first.
+func (m *Manager) List(ctx context.Context) ([]*store.VM, error) { return m.Store.VMs(ctx) }
+
+// Dial connects to a vsock port of a running VM.
+func (m *Manager) Dial(ctx context.Context, ref string, port uint32) (*net.UnixConn, error) {
+	v, err := m.Get(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	if v.State != api.StateRunning {
+		return nil, api.Conflict("cannot reach VM %q: it is %s", v.Name, v.State).
+			WithHint("start it with `banger vm start %s`", v.Name)
+	}
+	u, err := jailOf(v.ID, v.UID).dialGuest(ctx, port)
+	if errors.Is(err, guest.ErrRefused) {
+		return nil, api.Problemf(http.StatusBadGateway, "refused", "cannot reach VM %q: nothing in the guest listens on vsock port %d", v.Name, port)
+	} else if err != nil {
+		return nil, fmt.Errorf("cannot reach VM %q: %w", v.Name, err)
+	}
+	return u, nil
+}
+
+// locked runs f on the newest record of a VM while nothing else works on it.
+func (m *Manager) locked(ctx context.Context, ref string, f func(*store.VM) error) error {
+	v, err := m.Get(ctx, ref)
+	if err != nil {
+		return err
+	}
+	unlock, err := m.locks.lock(ctx, v.ID)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if v, err = m.Get(ctx, v.ID); err != nil { // it may have changed or gone meanwhile
+		return err
+	}
+	return f(v)
+}
+
+func (m *Manager) setState(ctx context.Context, v *store.VM, s api.State, reason string) error {
+	v.State, v.Reason = s, reason
+	m.Log.InfoContext(ctx, "state", "vm", v.ID, "name", v.Name, "state", string(s), "reason", reason)
+	return m.Store.UpdateVM(ctx, v)
+}
+
+// dir is the VM's own directory.
+func (m *Manager) dir(v *store.VM) string { return filepath.Join(m.StateDir, "vms", v.ID) }
+
+// UnitOf names the systemd unit of a VM.
+func UnitOf(id string) string { return "banger-vm-" + id + ".service" }
+
+func newID() string {
+	var b [6]byte
+	_, _ = rand.Read(b[:]) // never fails, see crypto/rand
+	return hex.EncodeToString(b[:])
+}
+
+func or(a, b string) string {
+	if a != "" {
+		return a
+	}
+	return b
+}

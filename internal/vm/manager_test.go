@@ -1,0 +1,304 @@
+package vm
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"banger/api"
+	"banger/internal/helper"
+	"banger/internal/identity"
+	"banger/internal/store"
+)
+
+// fakeHelper records the verbs it is asked for and refuses those in fail. It
+// stands in only where no VMM can be had: what needs one is in test/e2e.
+type fakeHelper struct {
+	calls []string
+	fail  map[string]error
+}
+
+func (f *fakeHelper) do(verb string) error {
+	f.calls = append(f.calls, verb)
+	return f.fail[verb]
+}
+
+func (f *fakeHelper) Reserve(context.Context, string) (helper.Slot, error) {
+	return helper.Slot{Slot: 3, UID: 200003}, f.do("reserve")
+}
+func (f *fakeHelper) Release(context.Context, string) error { return f.do("release") }
+func (f *fakeHelper) Attach(context.Context, helper.AttachRequest) (helper.Attached, error) {
+	return helper.Attached{}, f.do("attach")
+}
+func (f *fakeHelper) Launch(context.Context, helper.LaunchRequest) (helper.Launched, error) {
+	return helper.Launched{}, f.do("launch")
+}
+func (f *fakeHelper) Handover(context.Context, string) error { return f.do("handover") }
+func (f *fakeHelper) Kill(context.Context, string) error     { return f.do("kill") }
+func (f *fakeHelper) Cleanup(context.Context, string) error  { return f.do("cleanup") }
+func (f *fakeHelper) Check(context.Context) (helper.HostFacts, error) {
+	return helper.HostFacts{}, f.do("check")
+}
+
+type fakeKernels struct{ resent int }
+
+func (f *fakeKernels) Blobs(_ context.Context, _ *store.Kernel, resend bool) (string, string, error) {
+	if resend {
+		f.resent++
+	}
+	return "k", "i", nil
+}
+
+// open makes a manager whose store is at path, with an image and a kernel.
+func open(t *testing.T, path string, h *fakeHelper, k Kernels) *Manager {
+	t.Helper()
+	s, err := store.Open(t.Context(), filepath.Join(path, "banger.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	auth, err := identity.Open(filepath.Join(path, "identity"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Image(t.Context(), "debian"); errors.Is(err, store.ErrNotFound) {
+		if err := errors.Join(
+			s.InsertImage(t.Context(), &store.Image{ID: "img", Name: "debian"}),
+			s.InsertKernel(t.Context(), &store.Kernel{ID: "krn", Name: "host", MinMemoryMiB: 64}),
+			os.MkdirAll(filepath.Join(path, "images/img"), 0o700),
+			os.MkdirAll(filepath.Join(path, "exit"), 0o700),
+			os.WriteFile(filepath.Join(path, "images/img/rootfs.ext4"), make([]byte, 4096), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m, err := NewManager(t.Context(), Options{Store: s, Helper: h, Kernels: k, Hosts: auth, Log: slog.New(slog.DiscardHandler),
+		StateDir: path, ExitDir: filepath.Join(path, "exit"), DefaultImage: "debian", DefaultKernel: "host",
+		DefaultVCPU: 1, DefaultMemory: 128, StartTimeout: 10 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = m.Close() })
+	return m
+}
+
+func TestCreateRefuses(t *testing.T) {
+	m := open(t, t.TempDir(), &fakeHelper{}, &fakeKernels{})
+	if _, err := m.Create(t.Context(), api.VMSpec{Name: "taken"}); err != nil {
+		t.Fatal(err)
+	}
+	n := func(i int) *int { return &i }
+	for want, spec := range map[string]api.VMSpec{
+		"is no name":         {Name: "Upper"},
+		"-x\" is no name":    {Name: "-x"},
+		"is taken":           {Name: "taken"},
+		"no image \"nope\"":  {Image: "nope"},
+		"no kernel \"nope\"": {Kernel: "nope"},
+		"0 vCPUs":            {VCPU: n(0)},
+		"33 vCPUs":           {VCPU: n(33)},
+		"63 MiB":             {MemoryMiB: n(63)},
+		"-1 MiB":             {MemoryMiB: n(-1)},
+	} {
+		_, err := m.Create(t.Context(), spec)
+		p, ok := errors.AsType[*api.Problem](err)
+		if !ok || p.Status >= 500 || !strings.Contains(p.Detail, want) || p.Hint == "" {
+			t.Errorf("%+v: %v", spec, err)
+		}
+	}
+	if vs, err := m.List(t.Context()); err != nil || len(vs) != 1 {
+		t.Errorf("%d VMs are left, %v", len(vs), err)
+	}
+	if v, err := m.Create(t.Context(), api.VMSpec{}); err != nil || v.Name == "" {
+		t.Errorf("generated name: %v, %v", v, err)
+	}
+}
+
+func TestFailedStartUndoesAndTells(t *testing.T) {
+	dir := t.TempDir()
+	h := &fakeHelper{fail: map[string]error{"launch": api.Problemf(500, helper.CodeVMMEnded, "firecracker is ill").WithHint("call a doctor")}}
+	m := open(t, dir, h, &fakeKernels{})
+	v, err := m.Create(t.Context(), api.VMSpec{Name: "a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var seen stages
+	err = m.Start(t.Context(), "a", &seen)
+	p, ok := errors.AsType[*api.Problem](err)
+	if !ok || p.Code != helper.CodeVMMEnded || p.Hint != "call a doctor" || !strings.Contains(p.Detail, "firecracker_launch: firecracker is ill") {
+		t.Errorf("error %v (%+v)", err, p)
+	}
+	if want := []string{"reserve", "attach", "launch", "kill", "cleanup"}; !slices.Equal(h.calls, want) {
+		t.Errorf("verbs %v, want %v", h.calls, want)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "vms", v.ID, "overlay.cow")); err == nil {
+		t.Error("the overlay is left")
+	}
+	got, err := m.Get(t.Context(), "a")
+	if err != nil || got.State != api.StateFailed || !strings.Contains(got.Reason, "firecracker is ill") || len(got.Timing) == 0 {
+		t.Errorf("record %+v, %v", got, err)
+	}
+
+	h.calls = nil
+	if err := m.Delete(t.Context(), "a", false, &seen); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"kill", "cleanup", "release"}; !slices.Equal(h.calls, want) {
+		t.Errorf("verbs of delete %v, want %v", h.calls, want)
+	}
+	if entries, _ := os.ReadDir(filepath.Join(dir, "vms")); len(entries) != 0 {
+		t.Errorf("files are left: %v", entries)
+	}
+}
+
+func TestUndoNeverRemovesAnOverlayOfAnEarlierRun(t *testing.T) {
+	dir := t.TempDir()
+	h := &fakeHelper{fail: map[string]error{"attach": errors.New("no")}}
+	m := open(t, dir, h, &fakeKernels{})
+	v, err := m.Create(t.Context(), api.VMSpec{Name: "a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	overlay := filepath.Join(dir, "vms", v.ID, "overlay.cow")
+	if err := errors.Join(os.MkdirAll(filepath.Dir(overlay), 0o700), os.WriteFile(overlay, []byte("data"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Start(t.Context(), "a", &stages{}); err == nil {
+		t.Fatal("it started")
+	}
+	if raw, err := os.ReadFile(overlay); err != nil || string(raw) != "data" {
+		t.Errorf("overlay %q, %v", raw, err)
+	}
+}
+
+func TestLostBlobsAreSentAgainOnce(t *testing.T) {
+	h := &fakeHelper{fail: map[string]error{"launch": api.Problemf(404, helper.CodeBlobUnknown, "no blob")}}
+	k := &fakeKernels{}
+	m := open(t, t.TempDir(), h, k)
+	if _, err := m.Create(t.Context(), api.VMSpec{Name: "a"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Start(t.Context(), "a", &stages{}); err == nil || k.resent != 1 {
+		t.Errorf("resent %d times, %v", k.resent, err)
+	}
+}
+
+func TestReconcileMarksWhatWasCaughtInTheMiddle(t *testing.T) {
+	dir := t.TempDir()
+	h := &fakeHelper{}
+	m := open(t, dir, h, &fakeKernels{})
+	boot := m.boot
+	for name, v := range map[string]struct {
+		state api.State
+		boot  string
+	}{"starting": {api.StateStarting, boot}, "stopping": {api.StateStopping, boot}, "lost": {api.StateRunning, boot},
+		"told": {api.StateRunning, boot}, "rebooted": {api.StateRunning, "another"}, "idle": {api.StateStopped, boot}} {
+		r, err := m.Create(t.Context(), api.VMSpec{Name: name})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.State, r.HostBoot, r.Slot = v.state, v.boot, 1
+		if err := m.Store.UpdateVM(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+		if name == "told" {
+			writeExit(t, m.ExitDir, helper.Exit{ID: r.ID, Result: "signal", ExitCode: "killed", Status: "KILL"})
+		}
+	}
+	if err := errors.Join(m.Close(), m.Store.Close()); err != nil {
+		t.Fatal(err)
+	}
+	m = open(t, dir, h, &fakeKernels{})
+	for name, want := range map[string]struct {
+		state  api.State
+		reason string
+	}{"starting": {api.StateFailed, "was starting"}, "stopping": {api.StateStopped, ""}, "lost": {api.StateFailed, "not running"},
+		"told": {api.StateFailed, "signal KILL"}, "rebooted": {api.StateStopped, "host was restarted"}, "idle": {api.StateStopped, ""}} {
+		v, err := m.Get(t.Context(), name)
+		if err != nil || v.State != want.state || !strings.Contains(v.Reason, want.reason) {
+			t.Errorf("%s: %s %q, %v", name, v.State, v.Reason, err)
+		}
+	}
+}
+
+func TestAnEndNobodyAskedForIsRecorded(t *testing.T) {
+	m := open(t, t.TempDir(), &fakeHelper{}, &fakeKernels{})
+	for name, tc := range map[string]struct {
+		exit helper.Exit
+		want api.State
+	}{
+		"reboot":  {helper.Exit{Result: "success", ExitCode: "exited", Status: "0"}, api.StateStopped},
+		"crash":   {helper.Exit{Result: "exit-code", ExitCode: "exited", Status: "148"}, api.StateFailed},
+		"earlier": {helper.Exit{Result: "signal", ExitCode: "killed", Status: "KILL", UnixNano: 1}, api.StateRunning},
+	} {
+		v, err := m.Create(t.Context(), api.VMSpec{Name: name})
+		if err != nil {
+			t.Fatal(err)
+		}
+		v.State, v.StartedAt = api.StateRunning, time.Now()
+		if err := m.Store.UpdateVM(t.Context(), v); err != nil {
+			t.Fatal(err)
+		}
+		if tc.exit.ID = v.ID; tc.exit.UnixNano == 0 {
+			tc.exit.UnixNano = time.Now().UnixNano()
+		}
+		told, done := m.exits.wait(v.ID)
+		writeExit(t, m.ExitDir, tc.exit)
+		if e := <-told; e.Result != tc.exit.Result {
+			t.Errorf("%s: told %+v", name, e)
+		}
+		done()
+		// The record follows under the VM's lock.
+		deadline := time.After(5 * time.Second)
+		for {
+			got, err := m.Get(t.Context(), name)
+			if err == nil && got.State == tc.want {
+				break
+			}
+			select {
+			case <-deadline:
+				t.Fatalf("%s: state %s, want %s (%v)", name, got.State, tc.want, err)
+			case <-time.After(5 * time.Millisecond):
+			}
+		}
+	}
+}
+
+func writeExit(t *testing.T, dir string, e helper.Exit) {
+	t.Helper()
+	raw, err := json.Marshal(e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	temp := filepath.Join(dir, ".tmp")
+	if err := errors.Join(os.WriteFile(temp, raw, 0o600), os.Rename(temp, filepath.Join(dir, e.ID+".json"))); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestLocksAreOnePerKeyAndGoAway(t *testing.T) {
+	var k keyedLocks
+	unlock, err := k.lock(t.Context(), "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := k.lock(t.Context(), "b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(errors.New("enough"))
+	if _, err := k.lock(ctx, "a"); err == nil || err.Error() != "enough" {
+		t.Errorf("a held lock was given, or the cause lost: %v", err)
+	}
+	unlock()
+	other()
+	if len(k.m) != 0 {
+		t.Errorf("%d locks are left", len(k.m))
+	}
+}

@@ -1,0 +1,115 @@
+package vm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"banger/api"
+	"banger/internal/guest"
+	"banger/internal/helper"
+	"banger/internal/store"
+)
+
+// startRun is the state that the phases of one start share.
+type startRun struct {
+	m    *Manager
+	vm   *store.VM
+	jail jail
+	// again: an earlier start may have left something.
+	again bool
+
+	kernel      *store.Kernel
+	base        string // of the image, relative to the state directory
+	overlay     string // relative to the state directory
+	overlayMade bool   // by this run, so that only this run may remove it
+	doc         guest.Identity
+	launched    bool
+	ended       <-chan helper.Exit // the VMM's end, from before it was launched
+}
+
+// Start boots a VM and returns once commands can be run in it. When it fails
+// the VM is left in the state failed, with the reason, and holds nothing.
+func (m *Manager) Start(ctx context.Context, ref string, rep Reporter) error {
+	return m.locked(ctx, ref, func(v *store.VM) error {
+		if v.State == api.StateRunning {
+			return api.Conflict("cannot start VM %q: it is running", v.Name)
+		}
+		return m.start(ctx, v, rep)
+	})
+}
+
+func (m *Manager) start(ctx context.Context, v *store.VM, rep Reporter) error {
+	log := m.Log.With("vm", v.ID, "name", v.Name)
+	again := !v.StartedAt.IsZero()
+	v.StartedAt, v.HostBoot, v.Guest, v.Timing = time.Now().UTC(), m.boot, nil, nil
+	if err := m.setState(ctx, v, api.StateStarting, ""); err != nil {
+		return err
+	}
+	ended, done := m.exits.wait(v.ID)
+	defer done()
+	r := &startRun{m: m, vm: v, again: again, ended: ended,
+		base:    filepath.Join("images", v.ImageID, "rootfs.ext4"),
+		overlay: filepath.Join("vms", v.ID, "overlay.cow")}
+	ctx, cancel := context.WithTimeoutCause(ctx, m.StartTimeout,
+		fmt.Errorf("it took longer than start_timeout (%s)", m.StartTimeout))
+	defer cancel()
+
+	times, err := runSteps(ctx, log, rep, startSteps, r)
+	v.Timing = times
+	if err == nil {
+		return m.Store.UpdateVM(ctx, v)
+	}
+	failure := startFailure(ctx, v, err)
+	// The caller may be gone; the record must tell the truth all the same.
+	if saveErr := m.setState(context.WithoutCancel(ctx), v, api.StateFailed, failure.Detail); saveErr != nil {
+		return errors.Join(failure, saveErr)
+	}
+	return failure
+}
+
+// startFailure puts the error of a pipeline into a person's words and keeps
+// the code and hint of the problem at its root.
+func startFailure(ctx context.Context, v *store.VM, err error) *api.Problem {
+	p := &api.Problem{Status: 500, Code: api.CodeInternal}
+	if root, ok := errors.AsType[*api.Problem](err); ok {
+		p = root.WithHint("%s", root.Hint)
+	}
+	cause := err.Error()
+	if reason := context.Cause(ctx); reason != nil && errors.Is(err, ctx.Err()) {
+		cause = fmt.Sprintf("%v (%v)", reason, err)
+		if errors.Is(reason, context.Canceled) {
+			p.Status, p.Code = 499, api.CodeCancelled
+		}
+	}
+	p.Detail = fmt.Sprintf("cannot start VM %q: %s", v.Name, cause)
+	if p.Hint == "" && p.Code != api.CodeCancelled {
+		p.Hint = fmt.Sprintf("`journalctl --namespace=banger -u %s` shows its console; `banger doctor` checks the host", UnitOf(v.ID))
+	}
+	return p
+}
+
+// startSteps is the start of a VM. Names and order are design §10; phases of
+// network and host features join the list when they exist.
+var startSteps = []step[*startRun]{
+	{name: "preflight", stage: "preflight", detail: "checking host prerequisites", run: (*startRun).preflight},
+	{name: "cleanup_runtime", run: (*startRun).cleanupRuntime},
+	{name: "system_overlay", stage: "prepare_rootfs", detail: "preparing system overlay",
+		attrs: func(r *startRun) []any { return []any{"overlay_path", r.overlay} },
+		run:   (*startRun).makeOverlay, undo: (*startRun).removeOverlay},
+	{name: "dm_snapshot", stage: "prepare_rootfs", detail: "creating root filesystem snapshot",
+		attrs: func(r *startRun) []any { return []any{"dm_name", "fc-rootfs-" + r.vm.ID} },
+		run:   (*startRun).attach, undo: (*startRun).detach},
+	{name: "patch_root_overlay", stage: "prepare_rootfs", detail: "writing guest configuration",
+		run: (*startRun).writeIdentity},
+	{name: "firecracker_launch", stage: "boot_firecracker", detail: "starting firecracker",
+		run: (*startRun).launch, undo: (*startRun).kill},
+	{name: "wait_vsock_agent", stage: "wait_vsock_agent", detail: "waiting for guest vsock agent",
+		run: (*startRun).waitAgent},
+	{name: "persist", stage: "finalize", detail: "saving vm state", run: (*startRun).persist},
+}
+
+// abs turns a path relative to the state directory into an absolute one.
+func (r *startRun) abs(rel string) string { return filepath.Join(r.m.StateDir, rel) }
