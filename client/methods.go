@@ -1,0 +1,146 @@
+package client
+
+import (
+	"context"
+	"io"
+	"math"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"banger/api"
+	"banger/internal/jsonhttp"
+)
+
+// Version of the daemon. It answers whatever API the daemon speaks.
+func (c *Client) Version(ctx context.Context) (api.Version, error) {
+	return call[api.Version](ctx, c, http.MethodGet, "/v1/version", nil)
+}
+
+// Doctor checks the daemon's host.
+func (c *Client) Doctor(ctx context.Context) ([]api.Check, error) {
+	return call[[]api.Check](ctx, c, http.MethodGet, "/v1/doctor", nil)
+}
+
+func vmPath(ref, rest string) string { return "/v1/vms/" + url.PathEscape(ref) + rest }
+
+// VMs lists all VMs.
+func (c *Client) VMs(ctx context.Context) ([]api.VM, error) {
+	return call[[]api.VM](ctx, c, http.MethodGet, "/v1/vms", nil)
+}
+
+// VM finds one by name, id, or a beginning of the id that only it has.
+func (c *Client) VM(ctx context.Context, ref string) (api.VM, error) {
+	return call[api.VM](ctx, c, http.MethodGet, vmPath(ref, ""), nil)
+}
+
+// CreateVM makes a VM and, unless spec.NoStart, starts it.
+func (c *Client) CreateVM(ctx context.Context, spec api.VMSpec) (api.Operation, error) {
+	return call[api.Operation](ctx, c, http.MethodPost, "/v1/vms", spec)
+}
+
+// StartVM starts a VM that does not run.
+func (c *Client) StartVM(ctx context.Context, ref string) (api.Operation, error) {
+	return call[api.Operation](ctx, c, http.MethodPost, vmPath(ref, "/start"), nil)
+}
+
+// StopVM asks the guest to end and kills it after timeout; 0 means the
+// daemon's default.
+func (c *Client) StopVM(ctx context.Context, ref string, timeout time.Duration) (api.Operation, error) {
+	path := vmPath(ref, "/stop")
+	if timeout > 0 {
+		path += "?timeout=" + strconv.Itoa(int(math.Ceil(timeout.Seconds())))
+	}
+	return call[api.Operation](ctx, c, http.MethodPost, path, nil)
+}
+
+// KillVM ends a VM at once.
+func (c *Client) KillVM(ctx context.Context, ref string) (api.Operation, error) {
+	return call[api.Operation](ctx, c, http.MethodPost, vmPath(ref, "/kill"), nil)
+}
+
+// DeleteVM removes a VM and its disk; with force also one that runs.
+func (c *Client) DeleteVM(ctx context.Context, ref string, force bool) (api.Operation, error) {
+	path := vmPath(ref, "")
+	if force {
+		path += "?force=true"
+	}
+	return call[api.Operation](ctx, c, http.MethodDelete, path, nil)
+}
+
+// Certify has a public key (an authorized_keys line) certified for SSH
+// sessions into the VMs.
+func (c *Client) Certify(ctx context.Context, publicKey string) (api.Certificate, error) {
+	return call[api.Certificate](ctx, c, http.MethodPost, "/v1/ssh/certificates", api.CertificateRequest{PublicKey: publicKey})
+}
+
+// Images lists the imported root filesystems.
+func (c *Client) Images(ctx context.Context) ([]api.Image, error) {
+	return call[[]api.Image](ctx, c, http.MethodGet, "/v1/images", nil)
+}
+
+// ImportImage begins an import; the data follows by SendInput.
+func (c *Client) ImportImage(ctx context.Context, spec api.ImportSpec) (api.Operation, error) {
+	return call[api.Operation](ctx, c, http.MethodPost, "/v1/images", spec)
+}
+
+// DeleteImage removes an image no VM uses.
+func (c *Client) DeleteImage(ctx context.Context, name string) error {
+	_, err := call[struct{}](ctx, c, http.MethodDelete, "/v1/images/"+url.PathEscape(name), nil)
+	return err
+}
+
+// Kernels lists the imported guest kernels.
+func (c *Client) Kernels(ctx context.Context) ([]api.Kernel, error) {
+	return call[[]api.Kernel](ctx, c, http.MethodGet, "/v1/kernels", nil)
+}
+
+// ImportKernel begins an import; the data follows by SendInput.
+func (c *Client) ImportKernel(ctx context.Context, spec api.ImportSpec) (api.Operation, error) {
+	return call[api.Operation](ctx, c, http.MethodPost, "/v1/kernels", spec)
+}
+
+// DeleteKernel removes a kernel no VM uses.
+func (c *Client) DeleteKernel(ctx context.Context, name string) error {
+	_, err := call[struct{}](ctx, c, http.MethodDelete, "/v1/kernels/"+url.PathEscape(name), nil)
+	return err
+}
+
+func operationPath(id, rest string) string { return "/v1/operations/" + url.PathEscape(id) + rest }
+
+// Operations lists the changes in progress and those that ended lately.
+func (c *Client) Operations(ctx context.Context) ([]api.Operation, error) {
+	return call[[]api.Operation](ctx, c, http.MethodGet, "/v1/operations", nil)
+}
+
+// Operation finds one.
+func (c *Client) Operation(ctx context.Context, id string) (api.Operation, error) {
+	return call[api.Operation](ctx, c, http.MethodGet, operationPath(id, ""), nil)
+}
+
+// CancelOperation asks an operation to undo itself. Watch tells when it has.
+func (c *Client) CancelOperation(ctx context.Context, id string) error {
+	_, err := call[struct{}](ctx, c, http.MethodDelete, operationPath(id, ""), nil)
+	return err
+}
+
+// SendInput streams the data an import waits for. It returns once the daemon
+// has read it all; how the import ends is for Watch to say.
+func (c *Client) SendInput(ctx context.Context, id string, data io.Reader) error {
+	// NopCloser: the caller closes what the caller opened.
+	req, err := http.NewRequestWithContext(ctx, http.MethodPut, base+operationPath(id, "/input"), io.NopCloser(data))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/octet-stream")
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return c.explain(ctx, err)
+	}
+	defer resp.Body.Close()
+	if err := jsonhttp.DecodeAnswer(resp, nil); err != nil {
+		return c.explain(ctx, err)
+	}
+	return nil
+}

@@ -1,0 +1,115 @@
+package client
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"banger/api"
+	"banger/internal/jsonhttp"
+)
+
+const (
+	// maxEvent bounds one event of an operation's stream.
+	maxEvent = 1 << 20
+	// restartWait is how long a daemon that went away in the middle of an
+	// operation is waited for; restartPoll is the pace of asking, since a
+	// daemon that is away cannot say when it is back.
+	restartWait = 8 * time.Second
+	restartPoll = 200 * time.Millisecond
+)
+
+// Watch follows an operation until it ends and returns it as it ended, calling
+// seen (may be nil) with each state on the way. An operation that failed is no
+// error of Watch: look at its Status and Error. A restart of the daemon is
+// survived for some seconds; if the daemon then no longer knows the operation,
+// Watch fails with a problem of code not_found.
+func (c *Client) Watch(ctx context.Context, id string, seen func(api.Operation)) (api.Operation, error) {
+	deadline := time.Now().Add(restartWait)
+	for {
+		op, progress, err := c.watchOnce(ctx, id, seen)
+		if err == nil && Ended(op) {
+			return op, nil
+		}
+		if ctx.Err() != nil {
+			return op, context.Cause(ctx)
+		}
+		if progress {
+			deadline = time.Now().Add(restartWait)
+		}
+		if p, ok := errors.AsType[*api.Problem](err); ok && p.Code != api.CodeUnavailable {
+			return op, err
+		}
+		if time.Now().After(deadline) {
+			if err == nil {
+				err = errors.New("the stream ends before the operation does")
+			}
+			return op, fmt.Errorf("cannot follow operation %s: %w", id, err)
+		}
+		select {
+		case <-ctx.Done():
+			return op, context.Cause(ctx)
+		case <-time.After(restartPoll):
+		}
+	}
+}
+
+// Ended reports whether an operation will not change any more.
+func Ended(op api.Operation) bool {
+	switch op.Status {
+	case api.OperationSucceeded, api.OperationFailed, api.OperationCancelled:
+		return true
+	}
+	return false
+}
+
+// watchOnce reads one stream to its end. progress: at least one event came.
+func (c *Client) watchOnce(ctx context.Context, id string, seen func(api.Operation)) (op api.Operation, progress bool, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+operationPath(id, "/events"), nil)
+	if err != nil {
+		return op, false, err
+	}
+	req.Header.Set("Accept", "text/event-stream")
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return op, false, c.explain(ctx, err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		err := jsonhttp.DecodeAnswer(resp, nil)
+		if err == nil {
+			err = api.Internal("bangerd answered %s instead of events", resp.Status)
+		}
+		return op, false, c.explain(ctx, err)
+	}
+	lines := bufio.NewScanner(resp.Body)
+	lines.Buffer(make([]byte, 0, 16<<10), maxEvent)
+	var data []byte
+	for lines.Scan() {
+		line := lines.Bytes()
+		if rest, ok := bytes.CutPrefix(line, []byte("data:")); ok {
+			data = append(append(data, bytes.TrimPrefix(rest, []byte(" "))...), '\n')
+			continue
+		}
+		if len(line) > 0 || len(data) == 0 { // id:, event:, comments; keep-alive
+			continue
+		}
+		next := api.Operation{}
+		if err := json.Unmarshal(data, &next); err != nil {
+			return op, progress, fmt.Errorf("cannot read an event: %w", err)
+		}
+		op, progress, data = next, true, data[:0]
+		if seen != nil {
+			seen(op)
+		}
+		if Ended(op) {
+			return op, true, nil
+		}
+	}
+	return op, progress, lines.Err()
+}

@@ -1,0 +1,253 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"banger/api"
+	"banger/client"
+	"banger/internal/guest"
+)
+
+// acceptTime bounds a request that only has to be accepted.
+const acceptTime = 30 * time.Second
+
+func (a *App) vmRunCommand() *cobra.Command {
+	var spec specFlags
+	var sess sessionFlags
+	var rm, detach bool
+	cmd := &cobra.Command{
+		Use:   "run [flags] [--] [COMMAND [ARG...]]",
+		Short: "Make a VM and run a command in it",
+		Long: `Makes a VM, starts it, and runs COMMAND in it, without a shell in between: quote
+as for a local command. stdin, stdout and stderr are the command's, signals are
+passed on, and the exit code is the command's (128+n if signal n ended it, 125
+if banger itself failed). Without COMMAND you get a login shell.
+
+The VM stays and keeps running unless --rm is given.`,
+		Example: `  banger vm run --rm -- uname -a                 a fresh VM for one command
+  tar c . | banger vm run --rm -- tar x -C /tmp  data through stdin
+  banger vm run --name box                       a shell in a VM to keep
+  banger vm run --memory 4G --vcpu 4 --rm -- make test`,
+		Annotations: map[string]string{passesExitCode: "yes"},
+		RunE: func(cmd *cobra.Command, argv []string) error {
+			if detach && rm {
+				return usage(cmd, "-d and --rm exclude each other: nothing would be left")
+			}
+			if detach && len(argv) > 0 {
+				return usage(cmd, "-d takes no command; run one later with banger vm exec")
+			}
+			vm, err := spec.spec(cmd)
+			if err != nil {
+				return err
+			}
+			command, err := sess.command(cmd, argv, a.Getenv)
+			if err != nil {
+				return err
+			}
+			if a.json && !detach {
+				return usage(cmd, "--json needs -d: otherwise stdout is the command's")
+			}
+			c, err := a.connect()
+			if err != nil {
+				return err
+			}
+			r := &run{app: a, client: c, rm: rm}
+			if detach {
+				return r.detached(cmd.Context(), vm)
+			}
+			return r.attached(cmd.Context(), vm, command)
+		},
+	}
+	cmd.Flags().SetInterspersed(false) // what follows COMMAND is COMMAND's
+	a.specFlags(cmd, &spec)
+	sess.add(cmd)
+	cmd.Flags().BoolVar(&rm, "rm", false, "delete the VM after the command, however it ends")
+	cmd.Flags().BoolVarP(&detach, "detach", "d", false, "start the VM, print its name and leave it running")
+	a.jsonFlag(cmd)
+	return cmd
+}
+
+// run is one `vm run`.
+type run struct {
+	app    *App
+	client *client.Client
+	rm     bool
+}
+
+// attached makes a VM and runs command in it.
+func (r *run) attached(ctx context.Context, spec api.VMSpec, command command) error {
+	cred := later(func() (*credentials, error) { return certify(ctx, r.client) })
+	vm, err := r.start(ctx, spec)
+	if err != nil {
+		return err
+	}
+	id := func() (string, error) { return vm.ID, nil }
+	conn, err := openGuest(ctx, r.client, vm.ID, id, cred)
+	if err != nil {
+		if r.rm || ctx.Err() != nil {
+			r.remove(vm.ID)
+		}
+		return fmt.Errorf("cannot reach the guest of %s: %w", vm.Name, err)
+	}
+	code, err := r.app.runSession(ctx, conn, command)
+	_ = conn.Close() // the session is over either way
+	switch {
+	case r.rm || err != nil && ctx.Err() != nil: // cancelled before the command began
+		if gone := r.remove(vm.ID); !gone && err == nil && code == 0 {
+			code = exitOwn // said already; but it must not pass for success
+		}
+	case r.app.talk.terminal:
+		r.app.talk.note("%s still runs", vm.Name)
+		r.app.talk.hint(fmt.Sprintf("banger vm exec %s -- COMMAND, banger vm stop %s, banger vm delete %s", vm.Name, vm.Name, vm.Name))
+	}
+	if err != nil {
+		return fmt.Errorf("cannot run the command in %s: %w", vm.Name, err)
+	}
+	if code != 0 {
+		return exitError{code}
+	}
+	return nil
+}
+
+func (r *run) detached(ctx context.Context, spec api.VMSpec) error {
+	vm, err := r.start(ctx, spec)
+	if err != nil {
+		return err
+	}
+	if r.app.json {
+		return r.app.printJSON(vm)
+	}
+	_, err = fmt.Fprintln(r.app.Out, vm.Name)
+	return err
+}
+
+// start makes the VM and waits until it runs. What it leaves behind on failure
+// is nothing with --rm or after a cancellation, else the failed VM to look at.
+func (r *run) start(ctx context.Context, spec api.VMSpec) (api.VM, error) {
+	// Not with ctx: once the daemon may have heard us we must learn what we own.
+	accept, done := context.WithTimeout(r.app.signals.hard, acceptTime)
+	op, err := r.client.CreateVM(accept, spec)
+	done()
+	if err != nil {
+		return api.VM{}, fmt.Errorf("cannot create a VM: %w", err)
+	}
+	ended, err := r.app.follow(ctx, r.client, op)
+	if err == nil && ended.VM == nil {
+		err = api.Internal("bangerd did not say which VM it made")
+	}
+	if err == nil {
+		return *ended.VM, nil
+	}
+	if ctx.Err() != nil || r.rm {
+		r.removeOf(op, ended)
+	}
+	return api.VM{}, fmt.Errorf("cannot start %s: %w", op.Target, err)
+}
+
+// removeOf deletes the VM a failed operation made. When the operation does not
+// say, the VM of that name may be another's: one older than the operation, or
+// any after a conflict, is left alone.
+func (r *run) removeOf(begun, ended api.Operation) {
+	if ended.VM != nil {
+		r.remove(ended.VM.ID)
+		return
+	}
+	if ended.Error != nil && ended.Error.Code == api.CodeConflict {
+		return
+	}
+	ctx, done := r.app.cleanup()
+	defer done()
+	vm, err := r.client.VM(ctx, begun.Target)
+	if err != nil {
+		if !isNotFound(err) {
+			r.app.talk.fail(fmt.Errorf("cannot look for %s: %w", begun.Target, err))
+		}
+		return
+	}
+	if vm.Name == begun.Target && !vm.CreatedAt.Before(begun.Begun) {
+		r.remove(vm.ID)
+	}
+}
+
+// remove deletes the VM, also when the person has cancelled, and reports
+// whether it is gone. It says itself when it is not.
+func (r *run) remove(id string) bool {
+	ctx, done := r.app.cleanup()
+	defer done()
+	op, err := r.client.DeleteVM(ctx, id, true)
+	if err == nil {
+		if op, err = r.client.Watch(ctx, op.ID, nil); err == nil {
+			err = outcome(op)
+		}
+	}
+	if err == nil || isNotFound(err) {
+		return true
+	}
+	r.app.talk.fail(fmt.Errorf("cannot delete VM %s: %w", id, err))
+	r.app.talk.hint("banger vm delete --force " + id)
+	return false
+}
+
+func isNotFound(err error) bool {
+	p, ok := errors.AsType[*api.Problem](err)
+	return ok && p.Code == api.CodeNotFound
+}
+
+// later begins f now and returns what waits for its result.
+func later[T any](f func() (T, error)) func() (T, error) {
+	get := sync.OnceValues(f)
+	go func() { _, _ = get() }() // whoever asks gets the error
+	return get
+}
+
+// specFlags describe a VM.
+type specFlags struct {
+	name, image, kernel, memory string
+	vcpu                        int
+}
+
+func (a *App) specFlags(cmd *cobra.Command, s *specFlags) {
+	f := cmd.Flags()
+	f.StringVar(&s.name, "name", "", "name of the VM (default: made up)")
+	f.StringVar(&s.image, "image", "", "image of its root disk (default: the configured one)")
+	f.StringVar(&s.kernel, "kernel", "", "guest kernel (default: the configured one)")
+	f.IntVar(&s.vcpu, "vcpu", 0, "number of virtual CPUs (default: the configured one)")
+	f.StringVar(&s.memory, "memory", "", "memory, e.g. 512M, 2G or a number of MiB (default: the configured one)")
+	complete(cmd, "image", a.completeImages)
+	complete(cmd, "kernel", a.completeKernels)
+	for _, free := range []string{"name", "vcpu", "memory"} {
+		complete(cmd, free, cobra.NoFileCompletions)
+	}
+}
+
+func (s *specFlags) spec(cmd *cobra.Command) (api.VMSpec, error) {
+	spec := api.VMSpec{Name: s.name, Image: s.image, Kernel: s.kernel}
+	if cmd.Flags().Changed("name") && !guest.ValidName(s.name) {
+		return spec, badName(s.name)
+	}
+	if cmd.Flags().Changed("vcpu") {
+		if s.vcpu < 1 {
+			return spec, usage(cmd, "--vcpu is %d, and must be at least 1", s.vcpu)
+		}
+		spec.VCPU = &s.vcpu
+	}
+	if cmd.Flags().Changed("memory") {
+		n, err := parseMiB(s.memory)
+		if err != nil {
+			return spec, usage(cmd, "--memory %s", err)
+		}
+		spec.MemoryMiB = &n
+	}
+	return spec, nil
+}
+
+func badName(name string) error {
+	return &usageError{fmt.Sprintf("%q cannot be a name", name),
+		"a name has 1 to 63 of a-z, 0-9 and -, and no - at either end"}
+}

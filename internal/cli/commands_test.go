@@ -1,0 +1,347 @@
+package cli
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"banger/api"
+)
+
+func TestParseMiB(t *testing.T) {
+	for in, want := range map[string]int{
+		"512": 512, "512M": 512, "512MiB": 512, "1G": 1024, "1GiB": 1024, "1.5g": 1536, " 2G ": 2048, "2048k": 2, "1": 1,
+		"": 0, "0": 0, "-1": 0, "0G": 0, "lots": 0, "1.3M": 0, "1500k": 0, "5X": 0, "1e30G": 0, "99999999999": 0, "-2G": 0,
+	} {
+		got, err := parseMiB(in)
+		if got != want || (err == nil) != (want != 0) {
+			t.Errorf("parseMiB(%q) = %d, %v, want %d", in, got, err, want)
+		}
+	}
+}
+
+func TestShellWords(t *testing.T) {
+	for want, in := range map[string][]string{
+		"ls -l /tmp":       {"ls", "-l", "/tmp"},
+		"echo 'a b' ''":    {"echo", "a b", ""},
+		`sh -c 'it'\''s'`:  {"sh", "-c", "it's"},
+		"echo '$HOME' a=b": {"echo", "$HOME", "a=b"},
+	} {
+		if got := shellWords(in); got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+}
+
+func TestSignalCode(t *testing.T) {
+	for name, want := range map[string]int{"INT": 130, "TERM": 143, "KILL": 137, "PIPE": 141, "USR1": 138, "nonsense": 255, "": 255} {
+		if got := signalCode(name); got != want {
+			t.Errorf("signalCode(%q) = %d, want %d", name, got, want)
+		}
+	}
+}
+
+// Wrong command lines must be refused before the daemon is asked.
+func TestWrongUse(t *testing.T) {
+	d := newFakeDaemon(t)
+	for line, want := range map[string]struct {
+		code int
+		text string
+	}{
+		"vm run --name Foo":               {125, `"Foo" cannot be a name`},
+		"vm run --name -x":                {125, `"-x" cannot be a name`},
+		"vm run --name=":                  {125, `"" cannot be a name`},
+		"vm run --vcpu 0":                 {125, "at least 1"},
+		"vm run --memory lots":            {125, "is no size"},
+		"vm run -d --rm":                  {125, "exclude each other"},
+		"vm run -d -- true":               {125, "takes no command"},
+		"vm run -t -T -- true":            {125, "exclude each other"},
+		"vm run -w tmp -- true":           {125, "not absolute"},
+		"vm run -e =x -- true":            {125, "not K=V"},
+		"vm run -e BANGER_EXEC=x -- true": {125, "banger's own"},
+		"vm run -e A-!=x -- true":         {125, "not K=V"},
+		"vm run --json -- true":           {125, "--json needs -d"},
+		"vm run --no-such-flag":           {125, "unknown flag"},
+		"vm exec":                         {125, "needs the name of a VM"},
+		"vm exec box --bad -- true":       {125, "unknown flag"},
+		"vm create --name Foo":            {2, "cannot be a name"},
+		"vm stop":                         {2, "at least one VM"},
+		"vm show a b":                     {2, "no more"},
+		"vm frobnicate":                   {2, "unknown command"},
+		"frobnicate":                      {1, "unknown command"},
+		"image import ../x -":             {2, "cannot be a name"},
+		"kernel import x":                 {2, "--from is missing"},
+		"--host ftp://x vm list":          {1, "as a host"},
+		"--host ssh://-oProxy=x vm list":  {1, "as a host"},
+		"--host ssh://u:secret@h vm list": {1, "as a host"},
+	} {
+		got := d.banger(strings.NewReader(""), strings.Fields(line)...)
+		if got.code != want.code || !strings.Contains(got.err, want.text) || got.out != "" {
+			t.Errorf("%s: got %+v, want %+v", line, got, want)
+		}
+		if !strings.HasPrefix(got.err, "banger: ") {
+			t.Errorf("%s: stderr is %q", line, got.err)
+		}
+	}
+	if calls := d.called(); len(calls) != 0 {
+		t.Errorf("the daemon was asked: %v", calls)
+	}
+}
+
+func TestFlagsOfTheCommandAreNotOurs(t *testing.T) {
+	d := newFakeDaemon(t)
+	d.running("box")
+	for _, args := range [][]string{
+		{"vm", "exec", "box", "--", "echo", "-n", "--rm", "--"},
+		{"vm", "exec", "box", "echo", "-n", "--rm", "--"},
+		{"vm", "exec", "-T", "box", "-e", "A=b", "echo", "-n", "--rm", "--"},
+		{"vm", "run", "--rm", "--name", "new", "echo", "-n", "--rm", "--"},
+	} {
+		if got := d.banger(strings.NewReader(""), args...); got.out != "--rm --" {
+			t.Errorf("%v: got %+v", args, got)
+		}
+	}
+}
+
+func TestListAndShow(t *testing.T) {
+	d := newFakeDaemon(t)
+	if got := d.banger(nil, "vm", "list", "--json"); got.out != "[]\n" {
+		t.Errorf("got %+v", got)
+	}
+	d.running("box")
+	got := d.banger(nil, "ps")
+	if !strings.HasPrefix(got.out, "NAME  ID            STATE    IMAGE   KERNEL  VCPU  MEMORY  CREATED\nbox   0123456789ab  running  debian  host    2     512MiB  ") {
+		t.Errorf("got %+v", got)
+	}
+	got = d.banger(nil, "vm", "show", "box")
+	if !strings.Contains(got.out, "state         running\n") || strings.Contains(got.out, "reason") {
+		t.Errorf("got %+v", got)
+	}
+	var vm api.VM
+	if err := json.Unmarshal([]byte(d.banger(nil, "vm", "show", "box", "--json").out), &vm); err != nil || vm.Name != "box" {
+		t.Errorf("%v: %+v", err, vm)
+	}
+	got = d.banger(nil, "vm", "show", "nix")
+	if got.code != 1 || got.err != "banger: cannot show nix: there is no VM nix\n" {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestTimingIsATable(t *testing.T) {
+	d := newFakeDaemon(t)
+	d.put(api.VM{ID: vmID, Name: "box", Timing: []api.PhaseTime{{Phase: "preflight", Milliseconds: 1.25}, {Phase: "firecracker_launch", Milliseconds: 100}}})
+	want := "PHASE               MS\npreflight           1.2\nfirecracker_launch  100.0\ntotal               101.2\n"
+	if got := d.banger(nil, "vm", "show", "box", "--timing"); got.out != want {
+		t.Errorf("got %q, want %q", got.out, want)
+	}
+}
+
+func TestManyAnswerInOrder(t *testing.T) {
+	d := newFakeDaemon(t)
+	for _, n := range []string{"a", "b", "c"} {
+		d.put(api.VM{Name: n, ID: n, State: api.StateStopped})
+	}
+	got := d.banger(nil, "vm", "start", "c", "nix", "a", "c")
+	if want := (result{1, "c\na\n", "banger: cannot start nix: there is no VM nix\n"}); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	got = d.banger(nil, "vm", "stop", "--json", "--timeout", "1500ms", "a", "nix")
+	var answers []answer
+	if err := json.Unmarshal([]byte(got.out), &answers); err != nil || len(answers) != 2 ||
+		answers[0].Operation.Status != api.OperationSucceeded || answers[1].Error.Code != api.CodeNotFound {
+		t.Errorf("%v: %s", err, got.out)
+	}
+	if !slices.Contains(d.called(), "POST /v1/vms/a/stop?timeout=2") {
+		t.Errorf("calls %v", d.called())
+	}
+}
+
+func TestDeleteRunning(t *testing.T) {
+	d := newFakeDaemon(t)
+	d.running("box")
+	got := d.banger(strings.NewReader("y\n"), "vm", "delete", "box")
+	if want := (result{1, "", "banger: cannot delete box: VM box is running\nhint: add --force\n"}); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if got := d.banger(nil, "vm", "delete", "-f", "box"); got != (result{0, "box\n", ""}) {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestCreateVerbosely(t *testing.T) {
+	d := newFakeDaemon(t)
+	got := d.banger(nil, "-v", "vm", "create", "--name", "box")
+	if got.code != 0 || got.out != "box\n" || got.err != "banger: starting firecracker (1 ms)\n" {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestImport(t *testing.T) {
+	d := newFakeDaemon(t)
+	if got := d.banger(strings.NewReader("tar"), "image", "import", "deb", "-"); got != (result{0, "deb\n", ""}) || d.inputs["op-1"] != "tar" {
+		t.Errorf("got %+v", got)
+	}
+	file := filepath.Join(t.TempDir(), "bad.tar")
+	if err := os.WriteFile(file, []byte("bad"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := d.banger(nil, "image", "import", "deb", file); got.code != 1 || got.err != "banger: cannot import image deb: that is no archive\n" {
+		t.Errorf("got %+v", got)
+	}
+	if got := d.banger(nil, "image", "import", "deb", "/no/such/file"); got.code != 1 || !strings.Contains(got.err, "no such file") {
+		t.Errorf("got %+v", got)
+	}
+}
+
+// failing is an input that breaks in the middle.
+type failing struct{ n int }
+
+func (f *failing) Read(p []byte) (int, error) {
+	if f.n++; f.n > 3 {
+		return 0, os.ErrClosed
+	}
+	return len(p), nil
+}
+
+func TestImportOfABrokenInputIsCancelled(t *testing.T) {
+	d := newFakeDaemon(t)
+	got := d.banger(&failing{}, "image", "import", "deb", "-")
+	if got.code != 1 || got.err != "banger: cannot import image deb: file already closed\n" {
+		t.Errorf("got %+v", got)
+	}
+	if !slices.Contains(d.called(), "DELETE /v1/operations/op-1") {
+		t.Errorf("not cancelled: %v", d.called())
+	}
+}
+
+func TestVersionAndDoctor(t *testing.T) {
+	d := newFakeDaemon(t)
+	got := d.banger(nil, "version")
+	if want := "banger   dev (API 1)\nbangerd  v9 (API 1) at unix://" + d.socket + ", for me\n"; got.out != want || got.code != 0 {
+		t.Errorf("got %+v, want %q", got, want)
+	}
+	got = d.banger(nil, "doctor")
+	if got.code != 0 || !strings.Contains(got.out, "pass  kvm                  works\n") || !strings.Contains(got.out, "fix: update\n") {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestDaemonOfAnotherAge(t *testing.T) {
+	d := newFakeDaemon(t)
+	d.running("box")
+	for header, text := range map[string]string{"0": "bangerd is older", "2": "banger is older"} {
+		d.apiHeader = header
+		for _, line := range []string{"vm list", "vm exec box -- true", "version", "vm run -d"} {
+			got := d.banger(strings.NewReader(""), strings.Fields(line)...)
+			if got.code == 0 || !strings.Contains(got.err, text) || !strings.Contains(got.err, "hint: ") {
+				t.Errorf("API %s, %s: got %+v", header, line, got)
+			}
+		}
+		if got := d.banger(nil, "doctor"); got.code != 1 || !strings.Contains(got.out, text) {
+			t.Errorf("API %s, doctor: got %+v", header, got)
+		}
+	}
+}
+
+func TestDaemonDown(t *testing.T) {
+	d := newFakeDaemon(t)
+	d.stop()
+	got := d.banger(nil, "--host", "unix:///no/such/place/d.sock", "vm", "list")
+	if got.code != 1 || !strings.Contains(got.err, "there is no socket") || !strings.Contains(got.err, "systemctl start") {
+		t.Errorf("got %+v", got)
+	}
+	begun := time.Now()
+	got = d.banger(nil, "doctor")
+	if got.code != 1 || !strings.HasPrefix(got.out, "fail  daemon") || time.Since(begun) > 10*time.Second {
+		t.Errorf("got %+v after %v", got, time.Since(begun))
+	}
+}
+
+func TestDaemonStarting(t *testing.T) {
+	d := newFakeDaemon(t)
+	d.stop()
+	s := d.background(nil, "vm", "list", "--json")
+	time.AfterFunc(200*time.Millisecond, func() { d.listen() })
+	if code := s.wait(t); code != 0 || s.out.String() != "[]\n" {
+		t.Errorf("exit code %d, %q, %q", code, s.out, s.err)
+	}
+}
+
+func TestCompletionOffersNames(t *testing.T) {
+	d := newFakeDaemon(t)
+	d.running("box")
+	if got := d.banger(nil, "__complete", "vm", "exec", ""); !strings.HasPrefix(got.out, "box\n:4") {
+		t.Errorf("got %+v", got)
+	}
+	d.stop()
+	_ = os.Remove(filepath.Dir(d.socket))
+	if got := d.banger(nil, "__complete", "--host", "unix:///no/such/d.sock", "vm", "exec", ""); !strings.HasPrefix(got.out, ":4") {
+		t.Errorf("got %+v", got)
+	}
+}
+
+// Every command explains itself with an example or is a group.
+func TestHelp(t *testing.T) {
+	d := newFakeDaemon(t)
+	for _, line := range []string{"vm", "vm run", "vm exec", "image import", "kernel import", "machine init", "system install", "doctor", ""} {
+		got := d.banger(nil, append(strings.Fields(line), "--help")...)
+		if got.code != 0 || !strings.Contains(got.out, "banger "+line) || got.err != "" {
+			t.Errorf("%s: got %+v", line, got)
+		}
+	}
+	if got := d.banger(nil, "vm", "exec", "box", "--help"); got.code != 0 || !strings.Contains(got.out, "Usage:") {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestPlain(t *testing.T) {
+	if got := plain("a\x1b[2Jb\tc\nd\u009b\x00é"); got != "a?[2Jb\tc\nd??é" {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestResolveHost(t *testing.T) {
+	for name, tc := range map[string]struct {
+		flag, env      string
+		local, machine bool
+		want           string // the client's host, or the error
+	}{
+		"local by default":     {"", "", true, true, "unix:///run/banger/bangerd.sock"},
+		"a machine instead":    {"", "", false, true, "machine"},
+		"nothing anywhere":     {"", "", false, false, "unix:///run/banger/bangerd.sock"},
+		"environment":          {"", "ssh://lab", true, true, "ssh://lab"},
+		"flag wins":            {"unix:///x.sock", "ssh://lab", true, true, "unix:///x.sock"},
+		"local though absent":  {"local", "", false, true, "unix:///run/banger/bangerd.sock"},
+		"machine by will":      {"machine", "", true, true, "machine"},
+		"machine by name":      {"machine:two", "", true, true, "machine:two"},
+		"machine never made":   {"machine:two", "", true, false, "cannot reach machine:two: it was never made"},
+		"machine without name": {"machine:", "", true, true, `cannot use "machine:" as a host: the machine has no name`},
+		"ssh with all":         {"ssh://me@lab:2222", "", true, true, "ssh://me@lab:2222"},
+		"unknown scheme":       {"tcp://lab", "", true, true, `cannot use "tcp://lab" as a host`},
+		"a bare word":          {"lab", "", true, true, `cannot use "lab" as a host`},
+		"a path in ssh":        {"ssh://lab/x", "", true, true, `cannot use "ssh://lab/x" as a host`},
+		"a bad port":           {"ssh://lab:ab", "", true, true, `cannot use "ssh://lab:ab" as a host`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := world{
+				localExists:   func() bool { return tc.local },
+				machineExists: func(string) (bool, error) { return tc.machine, nil },
+				machineArgv:   func(string) ([]string, error) { return []string{"ssh"}, nil },
+			}
+			c, err := resolveHost(tc.flag, func(string) string { return tc.env }, w)
+			got := ""
+			if err != nil {
+				got = err.Error()
+			} else {
+				got = c.Host()
+			}
+			if got != tc.want {
+				t.Errorf("got %s, want %s", got, tc.want)
+			}
+		})
+	}
+}

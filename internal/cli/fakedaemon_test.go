@@ -1,0 +1,404 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"banger/api"
+	"banger/client"
+	"banger/internal/identity"
+	"banger/internal/jsonhttp"
+)
+
+// fakeDaemon answers as bangerd does, on a Unix socket, for VMs that are a
+// fakeGuest each.
+type fakeDaemon struct {
+	t         testing.TB
+	socket    string
+	authority *identity.Authority
+	guest     *fakeGuest
+	stop      func() // takes the socket away
+	ctx       context.Context
+
+	mu        sync.Mutex
+	vms       map[string]api.VM // by name
+	ops       map[string]*fakeOp
+	inputs    map[string]string // what imports received
+	calls     []string
+	startFail *api.Problem  // starts fail with it
+	hang      chan struct{} // starts wait for it, or for being cancelled
+	apiHeader string
+	noFD      bool
+}
+
+type fakeOp struct {
+	api.Operation
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+// vmID is the id of every VM of a fakeDaemon: its guest has one host key.
+const vmID = "0123456789ab"
+
+func newFakeDaemon(t testing.TB) *fakeDaemon {
+	t.Helper()
+	dir := t.TempDir()
+	d := &fakeDaemon{t: t, socket: filepath.Join(dir, "d.sock"), ctx: t.Context(), apiHeader: "1",
+		vms: map[string]api.VM{}, ops: map[string]*fakeOp{}, inputs: map[string]string{}}
+	if err := os.Mkdir(filepath.Join(dir, "id"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	authority, err := identity.Open(filepath.Join(dir, "id"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.authority = authority
+	key, err := d.authority.NewHost(vmID, "box")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.guest = newFakeGuest(t, d.authority.UserCA(), key.Private, key.Certificate)
+	d.stop = d.listen()
+	return d
+}
+
+// listen serves until the test ends or the returned function is called.
+func (d *fakeDaemon) listen() (stop func()) {
+	l, err := net.Listen("unix", d.socket)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	server := jsonhttp.NewServer(d.routes())
+	go func() { _ = server.Serve(l) }()
+	stop = func() {
+		_ = l.Close() // the server may not know it yet
+		_ = server.Close()
+	}
+	d.t.Cleanup(stop)
+	return stop
+}
+
+func (d *fakeDaemon) routes() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/version", func(w http.ResponseWriter, _ *http.Request) {
+		n := 0
+		_, _ = fmt.Sscan(d.apiHeader, &n)
+		jsonhttp.Write(w, 200, api.Version{Version: "v9", API: n, Owner: "me"})
+	})
+	mux.HandleFunc("GET /v1/vms", d.listVMs)
+	mux.HandleFunc("POST /v1/vms", d.createVM)
+	mux.HandleFunc("GET /v1/vms/{ref}", d.getVM)
+	mux.HandleFunc("DELETE /v1/vms/{ref}", d.deleteVM)
+	mux.HandleFunc("POST /v1/vms/{ref}/{verb}", d.changeVM)
+	mux.HandleFunc("POST /v1/vms/{ref}/dial", d.dial)
+	mux.HandleFunc("POST /v1/ssh/certificates", d.certify)
+	mux.HandleFunc("POST /v1/images", d.beginImport)
+	mux.HandleFunc("GET /v1/images", func(w http.ResponseWriter, _ *http.Request) { jsonhttp.Write(w, 200, []api.Image{}) })
+	mux.HandleFunc("PUT /v1/operations/{id}/input", d.input)
+	mux.HandleFunc("GET /v1/operations/{id}/events", d.events)
+	mux.HandleFunc("DELETE /v1/operations/{id}", d.cancelOp)
+	mux.HandleFunc("GET /v1/doctor", func(w http.ResponseWriter, _ *http.Request) {
+		jsonhttp.Write(w, 200, []api.Check{{ID: "kvm", Status: "pass", Found: "works"}, {ID: "firecracker", Status: "warn", Found: "1.12.1", Why: "old", Fix: "update"}})
+	})
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		d.mu.Lock()
+		d.calls = append(d.calls, r.Method+" "+r.URL.RequestURI())
+		d.mu.Unlock()
+		if d.apiHeader != "" {
+			w.Header().Set(api.VersionHeader, d.apiHeader)
+		}
+		mux.ServeHTTP(w, r)
+	})
+}
+
+// begin starts an operation whose work is f.
+func (d *fakeDaemon) begin(w http.ResponseWriter, kind, target string, f func(context.Context, *fakeOp) error) {
+	ctx, cancel := context.WithCancel(d.ctx)
+	d.mu.Lock()
+	op := &fakeOp{Operation: api.Operation{ID: fmt.Sprintf("op-%d", len(d.ops)+1), Kind: kind, Target: target,
+		Status: api.OperationRunning, Begun: time.Now(), Stages: []api.Stage{{Name: "boot_firecracker", Detail: "starting firecracker"}}},
+		cancel: cancel, done: make(chan struct{})}
+	d.ops[op.ID] = op
+	first := op.Operation
+	first.Stages = slices.Clone(op.Stages) // the work goes on while this is written out
+	d.mu.Unlock()
+	go func() {
+		err := f(ctx, op)
+		d.mu.Lock()
+		op.Status = api.OperationSucceeded
+		if err != nil {
+			op.Status, op.Error = api.OperationFailed, jsonhttp.AsProblem(err)
+		}
+		if ctx.Err() != nil {
+			op.Status = api.OperationCancelled
+		}
+		op.Stages[0].Milliseconds = 1
+		d.mu.Unlock()
+		close(op.done)
+	}()
+	jsonhttp.Write(w, 202, first)
+}
+
+func (d *fakeDaemon) find(ref string) (api.VM, bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, vm := range d.vms {
+		if vm.Name == ref || vm.ID == ref {
+			return vm, true
+		}
+	}
+	return api.VM{}, false
+}
+
+func (d *fakeDaemon) put(vm api.VM) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.vms[vm.Name] = vm
+}
+
+func (d *fakeDaemon) names() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	out := []string{}
+	for n := range d.vms {
+		out = append(out, n)
+	}
+	return out
+}
+
+func (d *fakeDaemon) called() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return append([]string{}, d.calls...)
+}
+
+func (d *fakeDaemon) listVMs(w http.ResponseWriter, _ *http.Request) {
+	list := []api.VM{}
+	for _, n := range d.names() {
+		vm, _ := d.find(n)
+		list = append(list, vm)
+	}
+	jsonhttp.Write(w, 200, list)
+}
+
+func (d *fakeDaemon) createVM(w http.ResponseWriter, r *http.Request) {
+	var spec api.VMSpec
+	if err := json.NewDecoder(r.Body).Decode(&spec); err != nil {
+		jsonhttp.WriteError(w, api.BadRequest("%v", err))
+		return
+	}
+	if spec.Name == "" {
+		spec.Name = "made-up"
+	}
+	if _, taken := d.find(spec.Name); taken {
+		jsonhttp.WriteError(w, api.Conflict("name %s is taken", spec.Name).WithHint("choose another"))
+		return
+	}
+	d.begin(w, "vm.create", spec.Name, func(ctx context.Context, op *fakeOp) error {
+		vm := api.VM{ID: vmID, Name: spec.Name, State: api.StateStarting, Image: "debian", Kernel: "host", VCPU: 1, MemoryMiB: 512, CreatedAt: time.Now()}
+		d.put(vm)
+		if d.hang != nil {
+			select {
+			case <-d.hang:
+			case <-ctx.Done():
+				vm.State, vm.Reason = api.StateFailed, "cancelled"
+				d.put(vm)
+				return ctx.Err()
+			}
+		}
+		if d.startFail != nil {
+			vm.State, vm.Reason = api.StateFailed, d.startFail.Detail
+			d.put(vm)
+			return d.startFail
+		}
+		vm.State = api.StateRunning
+		d.put(vm)
+		d.mu.Lock()
+		op.VM = &vm
+		d.mu.Unlock()
+		return nil
+	})
+}
+
+func (d *fakeDaemon) getVM(w http.ResponseWriter, r *http.Request) {
+	vm, ok := d.find(r.PathValue("ref"))
+	if !ok {
+		jsonhttp.WriteError(w, api.NotFound("there is no VM %s", r.PathValue("ref")))
+		return
+	}
+	jsonhttp.Write(w, 200, vm)
+}
+
+func (d *fakeDaemon) deleteVM(w http.ResponseWriter, r *http.Request) {
+	vm, ok := d.find(r.PathValue("ref"))
+	switch {
+	case !ok:
+		jsonhttp.WriteError(w, api.NotFound("there is no VM %s", r.PathValue("ref")))
+		return
+	case vm.State == api.StateRunning && r.FormValue("force") != "true":
+		jsonhttp.WriteError(w, api.Conflict("VM %s is running", vm.Name).WithHint("add --force"))
+		return
+	}
+	d.begin(w, "vm.delete", vm.Name, func(context.Context, *fakeOp) error {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		delete(d.vms, vm.Name)
+		return nil
+	})
+}
+
+func (d *fakeDaemon) changeVM(w http.ResponseWriter, r *http.Request) {
+	vm, ok := d.find(r.PathValue("ref"))
+	if !ok {
+		jsonhttp.WriteError(w, api.NotFound("there is no VM %s", r.PathValue("ref")))
+		return
+	}
+	to := map[string]api.State{"start": api.StateRunning, "stop": api.StateStopped, "kill": api.StateStopped}[r.PathValue("verb")]
+	d.begin(w, "vm."+r.PathValue("verb"), vm.Name, func(context.Context, *fakeOp) error {
+		vm.State = to
+		d.put(vm)
+		return nil
+	})
+}
+
+func (d *fakeDaemon) certify(w http.ResponseWriter, r *http.Request) {
+	var req api.CertificateRequest
+	_ = json.NewDecoder(r.Body).Decode(&req)
+	cert, before, err := d.authority.SignUser(req.PublicKey, time.Minute, "test")
+	if err != nil {
+		jsonhttp.WriteError(w, err)
+		return
+	}
+	jsonhttp.Write(w, 200, api.Certificate{Certificate: cert, HostCA: d.authority.HostCA(), ValidBefore: before})
+}
+
+func (d *fakeDaemon) dial(w http.ResponseWriter, r *http.Request) {
+	vm, ok := d.find(r.PathValue("ref"))
+	switch {
+	case !ok:
+		jsonhttp.WriteError(w, api.NotFound("there is no VM %s", r.PathValue("ref")))
+		return
+	case vm.State != api.StateRunning:
+		jsonhttp.WriteError(w, api.Conflict("VM %s is %s", vm.Name, vm.State))
+		return
+	}
+	conn, buffered, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		d.t.Error(err)
+		return
+	}
+	_ = conn.SetDeadline(time.Time{})
+	pass := r.Header.Get(client.PassFDHeader) == "1" && !d.noFD
+	head := "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + client.StreamProtocol + "\r\n"
+	if !pass {
+		head += client.FDHeader + ": no\r\n"
+	}
+	_, _ = io.WriteString(buffered, head+"\r\n")
+	_ = buffered.Flush()
+	if !pass {
+		d.guest.serve(conn)
+		return
+	}
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		d.t.Error(err)
+		return
+	}
+	_, _, err = conn.(*net.UnixConn).WriteMsgUnix([]byte{client.PassFDByte}, unix.UnixRights(fds[0]), nil)
+	if err != nil {
+		d.t.Error(err)
+	}
+	_ = unix.Close(fds[0])
+	_ = conn.Close()
+	f := os.NewFile(uintptr(fds[1]), "guest")
+	stream, err := net.FileConn(f)
+	_ = f.Close()
+	if err != nil {
+		d.t.Error(err)
+		return
+	}
+	d.guest.serve(stream)
+}
+
+func (d *fakeDaemon) beginImport(w http.ResponseWriter, r *http.Request) {
+	var spec api.ImportSpec
+	_ = json.NewDecoder(r.Body).Decode(&spec)
+	d.begin(w, "image.import", spec.Name, func(ctx context.Context, op *fakeOp) error {
+		for ctx.Err() == nil {
+			d.mu.Lock()
+			got, ok := d.inputs[op.ID]
+			d.mu.Unlock()
+			if ok && got == "bad" {
+				return api.BadRequest("that is no archive")
+			}
+			if ok {
+				return nil
+			}
+			time.Sleep(time.Millisecond) // a fake may poll
+		}
+		return ctx.Err()
+	})
+}
+
+func (d *fakeDaemon) input(w http.ResponseWriter, r *http.Request) {
+	data, err := io.ReadAll(r.Body)
+	if err != nil {
+		return
+	}
+	d.mu.Lock()
+	d.inputs[r.PathValue("id")] = string(data)
+	d.mu.Unlock()
+	w.WriteHeader(204)
+}
+
+func (d *fakeDaemon) events(w http.ResponseWriter, r *http.Request) {
+	d.mu.Lock()
+	op, ok := d.ops[r.PathValue("id")]
+	d.mu.Unlock()
+	if !ok {
+		jsonhttp.WriteError(w, api.NotFound("there is no operation %s", r.PathValue("id")))
+		return
+	}
+	w.Header().Set("Content-Type", "text/event-stream")
+	d.event(w, op)
+	select {
+	case <-op.done:
+		d.event(w, op)
+	case <-r.Context().Done():
+	}
+}
+
+func (d *fakeDaemon) event(w http.ResponseWriter, op *fakeOp) {
+	d.mu.Lock()
+	raw, err := json.Marshal(op.Operation)
+	d.mu.Unlock()
+	if err != nil {
+		d.t.Error(err)
+	}
+	_, _ = fmt.Fprintf(w, "event: operation\ndata: %s\n\n", raw)
+	_ = http.NewResponseController(w).Flush()
+}
+
+func (d *fakeDaemon) cancelOp(w http.ResponseWriter, r *http.Request) {
+	d.mu.Lock()
+	op, ok := d.ops[r.PathValue("id")]
+	d.mu.Unlock()
+	if !ok {
+		jsonhttp.WriteError(w, api.NotFound("there is no operation"))
+		return
+	}
+	op.cancel()
+	w.WriteHeader(204)
+}
