@@ -21,7 +21,7 @@ func (d *Daemon) listVMs(ctx context.Context, _ *struct{}) ([]api.VM, error) {
 	return all, err
 }
 
-func (d *Daemon) getVM(ctx context.Context, in *refInput) (api.VM, error) {
+func (d *Daemon) getVM(ctx context.Context, in *RefInput) (api.VM, error) {
 	v, err := d.vms.Get(ctx, in.Ref)
 	if err != nil {
 		return api.VM{}, err
@@ -42,7 +42,7 @@ func (d *Daemon) createVM(ctx context.Context, in *struct{ Body api.VMSpec }) (a
 	})
 }
 
-func (d *Daemon) startVM(ctx context.Context, in *refInput) (api.Operation, error) {
+func (d *Daemon) startVM(ctx context.Context, in *RefInput) (api.Operation, error) {
 	v, err := d.vms.Get(ctx, in.Ref)
 	if err != nil {
 		return api.Operation{}, err
@@ -53,7 +53,7 @@ func (d *Daemon) startVM(ctx context.Context, in *refInput) (api.Operation, erro
 }
 
 func (d *Daemon) stopVM(ctx context.Context, in *struct {
-	refInput
+	RefInput
 	Timeout int `query:"timeout" minimum:"1" maximum:"3600" doc:"seconds until the guest is killed"`
 }) (api.Operation, error) {
 	v, err := d.vms.Get(ctx, in.Ref)
@@ -69,7 +69,7 @@ func (d *Daemon) stopVM(ctx context.Context, in *struct {
 	})
 }
 
-func (d *Daemon) killVM(ctx context.Context, in *refInput) (api.Operation, error) {
+func (d *Daemon) killVM(ctx context.Context, in *RefInput) (api.Operation, error) {
 	v, err := d.vms.Get(ctx, in.Ref)
 	if err != nil {
 		return api.Operation{}, err
@@ -80,7 +80,7 @@ func (d *Daemon) killVM(ctx context.Context, in *refInput) (api.Operation, error
 }
 
 func (d *Daemon) deleteVM(ctx context.Context, in *struct {
-	refInput
+	RefInput
 	Force bool `query:"force" doc:"also when it is running"`
 }) (api.Operation, error) {
 	v, err := d.vms.Get(ctx, in.Ref)

@@ -81,7 +81,8 @@ type (
 	none       struct{}
 )
 
-type refInput struct {
+// RefInput names a VM. It is exported because huma fills only exported parts.
+type RefInput struct {
 	Ref string `path:"ref" doc:"name, id or unambiguous beginning of the id"`
 }
 
