@@ -1,0 +1,87 @@
+// Command banger-helper holds all of banger's rights: it is started by
+// systemd, as root with few capabilities, when somebody connects to its socket,
+// and answers the verbs of package internal/helper. See docs/security.md.
+//
+// "banger-helper cleanup ID" removes what a VM left behind. systemd runs it
+// after every end of a VM's unit.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/coreos/go-systemd/v22/activation"
+	"github.com/coreos/go-systemd/v22/daemon"
+
+	"banger/internal/helper/server"
+	"banger/internal/installed"
+	"banger/internal/paths"
+	"banger/internal/version"
+)
+
+func main() {
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "banger-helper:", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	defer stop()
+	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{ReplaceAttr: withoutTime})))
+	switch {
+	case len(args) == 0:
+		return serve(ctx)
+	case len(args) == 2 && args[0] == "cleanup":
+		return server.Cleanup(ctx, args[1])
+	case len(args) == 1 && args[0] == "--version":
+		_, err := fmt.Println("banger-helper", version.Version)
+		return err
+	}
+	return errors.New("usage: banger-helper, started by banger-helper.socket, or: banger-helper cleanup ID")
+}
+
+// withoutTime drops what the journal notes better.
+func withoutTime(groups []string, a slog.Attr) slog.Attr {
+	if len(groups) == 0 && a.Key == slog.TimeKey {
+		return slog.Attr{}
+	}
+	return a
+}
+
+func serve(ctx context.Context) error {
+	files := activation.Files(true)
+	if len(files) != 1 {
+		return fmt.Errorf("got %d sockets from systemd, not 1: start banger-helper.socket and connect to %s", len(files), paths.HelperSocket)
+	}
+	l, err := net.FileListener(files[0])
+	if err != nil {
+		return fmt.Errorf("cannot use the socket from systemd: %w", err)
+	}
+	if err := files[0].Close(); err != nil { // the listener has its own copy
+		return err
+	}
+	// The live heap is below a megabyte. Collecting often costs nothing at a
+	// few requests for each VM, and keeps a process that is always there small.
+	debug.SetGCPercent(20)
+	record, err := installed.Load(paths.InstallFile)
+	if err != nil {
+		return err
+	}
+	s, err := server.New(record, server.InstalledPlaces())
+	if err != nil {
+		return err
+	}
+	if _, err := daemon.SdNotify(true, daemon.SdNotifyReady); err != nil {
+		return fmt.Errorf("cannot tell systemd that the helper is ready: %w", err)
+	}
+	return s.Serve(ctx, l)
+}

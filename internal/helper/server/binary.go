@@ -1,0 +1,121 @@
+package server
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"banger/api"
+)
+
+// openTrusted opens a program that will run as root. Only root can have
+// chosen what it is: the file and every directory above it belong to root,
+// nobody else can write to them, and no part of the path is a symlink.
+func openTrusted(path string) (*os.File, error) {
+	if !filepath.IsAbs(path) || filepath.Clean(path) != path {
+		return nil, fmt.Errorf("%q is not a clean absolute path", path)
+	}
+	here, err := os.OpenFile("/", unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	parts := strings.Split(path[1:], "/")
+	for i, part := range parts {
+		flags, kind := unix.O_PATH|unix.O_DIRECTORY, uint32(unix.S_IFDIR)
+		if i == len(parts)-1 {
+			flags, kind = unix.O_RDONLY|unix.O_NONBLOCK, unix.S_IFREG
+		}
+		next, err := openIn(here, part, flags, inside)
+		here.Close()
+		if err != nil {
+			return nil, fmt.Errorf("cannot open %s: %w", path, err)
+		}
+		here = next
+		if err := rootOnly(here, kind); err != nil {
+			here.Close()
+			return nil, fmt.Errorf("cannot trust %s: %w", path, err)
+		}
+	}
+	return here, nil
+}
+
+func rootOnly(f *os.File, kind uint32) error {
+	st, err := expect(f, kind, 0)
+	if err != nil {
+		return err
+	}
+	if st.Mode&0o022 != 0 {
+		return fmt.Errorf("%q can be written by others than root (mode %o)", f.Name(), st.Mode&0o7777)
+	}
+	return nil
+}
+
+// checkPrograms is what every launch asks of Firecracker and jailer.
+func (s *Server) checkPrograms() error {
+	for _, path := range []string{s.record.Firecracker, s.record.Jailer} {
+		f, err := openTrusted(path)
+		if err != nil {
+			return api.Problemf(412, api.CodePrerequisite, "%v", err).WithHint("run `banger system install` again")
+		}
+		if err := f.Close(); err != nil {
+			return err
+		}
+	}
+	// The jailer names its directory after the program.
+	if filepath.Base(s.record.Firecracker) != filepath.Base(s.places.Jails) {
+		return api.Problemf(412, api.CodePrerequisite, "%s must be called %s", s.record.Firecracker, filepath.Base(s.places.Jails))
+	}
+	return nil
+}
+
+// versionTime is how long a program may take to say its version.
+const versionTime = 10 * time.Second
+
+// checkProgram compares a program with what was recorded when it was installed
+// and asks its version.
+func checkProgram(ctx context.Context, path, wantSum, name string) (version string, err error) {
+	f, err := openTrusted(path)
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	sum := sha256.New()
+	if _, err := io.Copy(sum, f); err != nil {
+		return "", fmt.Errorf("cannot read %s: %w", path, err)
+	}
+	if got := hex.EncodeToString(sum.Sum(nil)); got != wantSum {
+		return "", fmt.Errorf("%s is not what was installed: sha256 %s, recorded %q", path, got, wantSum)
+	}
+	ctx, cancel := context.WithTimeout(ctx, versionTime)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, path, "--version")
+	cmd.Env = []string{}
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("cannot ask %s for its version: %w", path, err)
+	}
+	return parseVersion(string(out), name)
+}
+
+var versionLine = regexp.MustCompile(`(?m)^(\w+) v([0-9][0-9A-Za-z.+-]{0,40})$`)
+
+// parseVersion finds "Firecracker v1.12.1" among whatever else is printed.
+func parseVersion(out, name string) (string, error) {
+	for _, m := range versionLine.FindAllStringSubmatch(out, -1) {
+		if m[1] == name {
+			return m[2], nil
+		}
+	}
+	return "", fmt.Errorf("no version of %s in %.100q", name, out)
+}

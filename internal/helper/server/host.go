@@ -1,0 +1,138 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+
+	"banger/internal/helper"
+	"banger/internal/version"
+)
+
+// KVM's interface has had this version since 2007 and will keep it.
+const (
+	kvmGetAPIVersion = 0xae00
+	kvmAPIVersion    = 12
+)
+
+// hostCheck gathers facts; what is wrong with the host is an answer, not an
+// error.
+func (s *Server) hostCheck(ctx context.Context, _ helper.Empty) (helper.HostFacts, error) {
+	f := helper.HostFacts{
+		KVM:           words(checkKVM()),
+		DeviceMapper:  words(checkDM()),
+		Loop:          words(canOpen("/dev/loop-control")),
+		Tun:           words(canOpen("/dev/net/tun")),
+		CgroupV2:      words(checkCgroup()),
+		Jail:          words(s.places.checkMount()),
+		HelperVersion: version.Version,
+	}
+	var err, jailerErr error
+	f.Firecracker, err = checkProgram(ctx, s.record.Firecracker, s.record.FirecrackerSHA256, "Firecracker")
+	f.Jailer, jailerErr = checkProgram(ctx, s.record.Jailer, s.record.JailerSHA256, "Jailer")
+	f.Programs = words(errors.Join(err, jailerErr))
+	return f, nil
+}
+
+func words(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+func canOpen(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+func checkKVM() error {
+	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	v, err := unix.IoctlRetInt(int(f.Fd()), kvmGetAPIVersion)
+	if err != nil {
+		return fmt.Errorf("/dev/kvm is not KVM: %w", err)
+	}
+	if v != kvmAPIVersion {
+		return fmt.Errorf("/dev/kvm has API version %d, not %d", v, kvmAPIVersion)
+	}
+	return nil
+}
+
+func checkDM() error {
+	dm, err := openDM()
+	if err != nil {
+		return err
+	}
+	defer dm.Close()
+	_, err = dm.targetVersion("snapshot")
+	return err
+}
+
+func checkCgroup() error {
+	var st unix.Statfs_t
+	if err := unix.Statfs("/sys/fs/cgroup", &st); err != nil {
+		return err
+	}
+	if st.Type != unix.CGROUP2_SUPER_MAGIC {
+		return errors.New("/sys/fs/cgroup is not cgroup v2")
+	}
+	return nil
+}
+
+// checkMount says whether jails can hold devices and programs, and hard links
+// of blobs.
+func (p Places) checkMount() error {
+	jails, err := mountOf(p.Jails)
+	if err != nil {
+		return err
+	}
+	blobs, err := mountOf(p.Blobs)
+	if err != nil {
+		return err
+	}
+	if jails.ID != blobs.ID {
+		return fmt.Errorf("%s and %s are on different mounts", p.Jails, p.Blobs)
+	}
+	for _, option := range strings.Split(jails.Options, ",") {
+		if slices.Contains([]string{"nodev", "noexec", "ro"}, option) {
+			return fmt.Errorf("%s is mounted %s", jails.Mountpoint, option)
+		}
+	}
+	return nil
+}
+
+// mountOf finds the mount a directory is on by asking the directory, since
+// comparing paths cannot tell which of two stacked mounts is meant.
+func mountOf(path string) (*mountinfo.Info, error) {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_MNT_ID, &st); err != nil {
+		return nil, fmt.Errorf("cannot stat %s: %w", path, err)
+	}
+	if st.Mask&unix.STATX_MNT_ID == 0 {
+		return nil, errors.New("the kernel does not tell mounts apart; it must be 5.8 or newer")
+	}
+	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (bool, bool) {
+		found := uint64(m.ID) == st.Mnt_id
+		return !found, found
+	})
+	if err != nil {
+		return nil, fmt.Errorf("cannot read mount table: %w", err)
+	}
+	if len(mounts) == 0 {
+		return nil, fmt.Errorf("mount of %s is not in the mount table", path)
+	}
+	return mounts[0], nil
+}

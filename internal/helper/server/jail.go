@@ -1,0 +1,183 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"banger/api"
+	"banger/internal/helper"
+	"banger/internal/jsonhttp"
+	"banger/internal/paths"
+)
+
+// errJailExists: the jail on disk is not of this launch.
+var errJailExists = errors.New("there is a jail already")
+
+// jailRoot is where the jailer puts the VM's root directory.
+func (p Places) jailRoot(id string) string { return filepath.Join(p.jail(id), "root") }
+
+// stageJail makes the jail directory before the jailer sees it. Nobody but
+// root can write to its parents, so it is new and all of it is ours; that it
+// must not exist keeps a jail that somebody else had in his hands from being
+// used again (CVE-2026-1386).
+func (p Places) stageJail(r helper.LaunchRequest, uid int, dev uint64) (err error) {
+	if err := os.Mkdir(p.jail(r.ID), 0o711); err != nil {
+		if errors.Is(err, os.ErrExist) {
+			return fmt.Errorf("%w: %w", errJailExists, api.Conflict("VM %s was not cleaned up", r.ID).WithHint("call vm.cleanup first"))
+		}
+		return fmt.Errorf("cannot make jail: %w", err)
+	}
+	root := p.jailRoot(r.ID)
+	// The jailer takes over both; run is made early so that it can be watched.
+	for _, d := range []string{p.jail(r.ID), root, root + filepath.Dir(paths.JailAPI)} {
+		if err := makeDir(d, 0o711); err != nil {
+			return err
+		}
+	}
+	for _, l := range []struct{ sha, path string }{{r.Kernel, paths.JailKernel}, {r.Initrd, paths.JailInitrd}} {
+		if err := p.linkBlob(l.sha, root+l.path); err != nil {
+			return err
+		}
+	}
+	node := root + paths.JailRootfs
+	if err := unix.Mknod(node, unix.S_IFBLK|0o600, int(dev)); err != nil {
+		return fmt.Errorf("cannot make disk node in jail: %w", err)
+	}
+	if err := os.Lchown(node, uid, uid); err != nil {
+		return fmt.Errorf("cannot give disk node to the VM: %w", err)
+	}
+	return nil
+}
+
+func (p Places) linkBlob(sha, to string) error {
+	unknown := api.Problemf(404, helper.CodeBlobUnknown, "blob %s is not in the store", sha).WithHint("send it with blob.put first")
+	blob, err := os.OpenFile(filepath.Join(p.Blobs, sha), unix.O_PATH|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return unknown
+	}
+	if err != nil {
+		return fmt.Errorf("cannot open blob: %w", err)
+	}
+	defer blob.Close()
+	st, err := expect(blob, unix.S_IFREG, 0)
+	if err != nil {
+		return err
+	}
+	if st.Mode&0o7777 != 0o444 {
+		return fmt.Errorf("blob %s has mode %o, not 444", sha, st.Mode&0o7777)
+	}
+	if err := unix.Linkat(unix.AT_FDCWD, procFD(blob), unix.AT_FDCWD, to, unix.AT_SYMLINK_FOLLOW); err != nil {
+		return fmt.Errorf("cannot link blob into jail: %w", err)
+	}
+	return nil
+}
+
+// procFD names an open file, whatever it is and wherever it has been moved.
+func procFD(f *os.File) string { return "/proc/self/fd/" + strconv.Itoa(int(f.Fd())) }
+
+// shareSocket lets the owner reach a socket that Firecracker made in its jail:
+// the socket itself 0660 and the directories above it 0710, with his group.
+//
+// Everything below the jail's root belongs to a VMM that may be hostile, which
+// can rename, link and replace there at any moment. So each step is opened
+// through no symlink, must be of the right kind and the VM's own, and is changed
+// by descriptor. A socket must have one name: the VMM could have renamed a file
+// it shares with other VMs to the socket's name.
+func (p Places) shareSocket(id string, uid, gid int, path string) error {
+	jail, err := os.OpenFile(p.jail(id), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return api.Conflict("VM %s has no jail", id)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot open jail: %w", err)
+	}
+	defer jail.Close()
+	const flags, resolve = unix.O_PATH, inside | unix.RESOLVE_NO_XDEV
+	root, err := openIn(jail, "root", flags|unix.O_DIRECTORY, resolve)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	run, err := openIn(root, filepath.Dir(path)[1:], flags|unix.O_DIRECTORY, resolve)
+	if err != nil {
+		return err
+	}
+	defer run.Close()
+	sock, err := openIn(run, filepath.Base(path), flags, resolve)
+	if errors.Is(err, unix.ENOENT) {
+		return api.Conflict("VM %s has no %s yet", id, path)
+	}
+	if err != nil {
+		return err
+	}
+	defer sock.Close()
+	// From the inside out: nothing can be reached before all of it is right.
+	if err := share(sock, unix.S_IFSOCK, uid, gid, 0o660); err != nil {
+		return err
+	}
+	if err := share(run, unix.S_IFDIR, uid, gid, 0o710); err != nil {
+		return err
+	}
+	return share(root, unix.S_IFDIR, uid, gid, 0o710)
+}
+
+func share(f *os.File, kind uint32, uid, gid int, mode uint32) error {
+	if err := shareable(f, kind, uid); err != nil {
+		return err
+	}
+	if err := unix.Fchownat(int(f.Fd()), "", -1, gid, unix.AT_EMPTY_PATH); err != nil {
+		return fmt.Errorf("cannot change group of %s: %w", f.Name(), err)
+	}
+	if err := unix.Chmod(procFD(f), mode); err != nil { // fchmod refuses an O_PATH descriptor
+		return fmt.Errorf("cannot change mode of %s: %w", f.Name(), err)
+	}
+	return shareable(f, kind, uid)
+}
+
+func shareable(f *os.File, kind uint32, uid int) error {
+	st, err := expect(f, kind, uint32(uid))
+	if err != nil {
+		return err
+	}
+	if kind != unix.S_IFDIR && st.Nlink != 1 {
+		return fmt.Errorf("%s has %d names", f.Name(), st.Nlink)
+	}
+	return nil
+}
+
+// probeAPI connects to the VM's API socket once and hangs up; ECONNREFUSED in
+// the moment between the socket's bind and its listen.
+func (p Places) probeAPI(id string, uid int) error {
+	jail, err := os.OpenFile(p.jail(id), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer jail.Close()
+	sock, err := openIn(jail, "root"+paths.JailAPI, unix.O_PATH, inside|unix.RESOLVE_NO_XDEV)
+	if err != nil {
+		return err
+	}
+	defer sock.Close()
+	if err := shareable(sock, unix.S_IFSOCK, uid); err != nil {
+		return err
+	}
+	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Net: "unix", Name: procFD(sock)})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	peer, err := jsonhttp.PeerUID(c)
+	if err != nil {
+		return err
+	}
+	if peer != uint32(uid) {
+		return fmt.Errorf("API socket of VM %s is served by uid %d", id, peer)
+	}
+	return nil
+}

@@ -1,0 +1,337 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"banger/api"
+	"banger/internal/helper"
+	"banger/internal/paths"
+)
+
+// Limits of a VM. Firecracker takes 1 to 32 vCPUs.
+const (
+	maxVCPU      = 32
+	minMemoryMiB = 32
+	maxMemoryMiB = 1 << 20
+)
+
+const (
+	launchTime = 30 * time.Second
+	stopTime   = 30 * time.Second
+)
+
+func checkLaunch(r helper.LaunchRequest) error {
+	switch {
+	case !sha256Form.MatchString(r.Kernel):
+		return api.BadRequest("kernel %.80q is not a sha256", r.Kernel)
+	case !sha256Form.MatchString(r.Initrd):
+		return api.BadRequest("initrd %.80q is not a sha256", r.Initrd)
+	case r.VCPU < 1 || r.VCPU > maxVCPU:
+		return api.BadRequest("%d vCPUs are not possible: want 1 to %d", r.VCPU, maxVCPU)
+	case r.MemoryMiB < minMemoryMiB || r.MemoryMiB > maxMemoryMiB:
+		return api.BadRequest("%d MiB of memory are not possible: want %d to %d", r.MemoryMiB, minMemoryMiB, maxMemoryMiB)
+	}
+	return nil
+}
+
+// launch starts the VMM and returns when it answers, or leaves no jail and no
+// unit.
+func (s *Server) launch(ctx context.Context, r helper.LaunchRequest) (out helper.Launched, err error) {
+	if err := checkLaunch(r); err != nil {
+		return out, err
+	}
+	slot, err := s.slots.lookup(r.ID)
+	if err != nil {
+		return out, err
+	}
+	leave, err := s.gates.enter(ctx, r.ID)
+	if err != nil {
+		return out, err
+	}
+	defer leave()
+	ctx, cancel := context.WithTimeout(ctx, launchTime)
+	defer cancel()
+	if err := s.readyToLaunch(ctx, r.ID); err != nil {
+		return out, err
+	}
+	disk, err := attachedDisk(r.ID)
+	if err != nil {
+		return out, err
+	}
+	staged := false
+	defer func() {
+		if err != nil && staged {
+			err = errors.Join(err, s.undoLaunch(context.WithoutCancel(ctx), r.ID))
+		}
+	}()
+	// Locked only while the jail is made, see lock.go.
+	if err := s.places.locked(r.ID, func() error {
+		if err := s.places.forgetExit(r.ID); err != nil {
+			return err
+		}
+		err := s.places.stageJail(r, slot.UID, disk.dev)
+		// A jail that was there before is not ours to remove.
+		staged = !errors.Is(err, errJailExists)
+		return err
+	}); err != nil {
+		return out, err
+	}
+	if err := s.startVMM(ctx, r, slot.UID, disk.dev); err != nil {
+		return out, err
+	}
+	if err := s.places.locked(r.ID, func() error {
+		return s.places.shareSocket(r.ID, slot.UID, s.record.GID, paths.JailAPI)
+	}); err != nil {
+		return out, err
+	}
+	return helper.Launched{Unit: unitName(r.ID), UID: slot.UID, Root: s.places.jailRoot(r.ID)}, nil
+}
+
+func (s *Server) readyToLaunch(ctx context.Context, id string) error {
+	if err := s.checkPrograms(); err != nil {
+		return err
+	}
+	if err := checkKVM(); err != nil {
+		return api.Problemf(http.StatusPreconditionFailed, api.CodePrerequisite, "cannot use KVM: %v", err).
+			WithHint("run `banger doctor`")
+	}
+	p, err := s.units.phase(ctx, id)
+	if err != nil {
+		return err
+	}
+	if p.alive() {
+		return api.Conflict("VM %s is running", id)
+	}
+	if p != unitGone { // an earlier run's unit, whose name is not free yet
+		_, err = s.awaitUnit(ctx, id, func(p phase) bool { return p == unitGone })
+	}
+	return err
+}
+
+// startVMM makes the namespace, starts the unit and waits for its API socket.
+func (s *Server) startVMM(ctx context.Context, r helper.LaunchRequest, uid int, disk uint64) error {
+	run := filepath.Dir(s.places.jailRoot(r.ID) + paths.JailAPI)
+	sockets, err := watchDir(run, unix.IN_CREATE|unix.IN_MOVED_TO)
+	if err != nil {
+		return err
+	}
+	defer sockets.Close()
+	netns, err := s.makeNetNS(r.ID)
+	if err != nil {
+		return err
+	}
+	w, err := s.units.watch(ctx, r.ID)
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	if err := s.units.start(ctx, s.vmUnit(r, uid, disk, netns)); err != nil {
+		return err
+	}
+
+	appeared := make(chan struct{})
+	socketCtx, stop := context.WithCancel(ctx)
+	go func() {
+		defer close(appeared)
+		_ = sockets.wait(socketCtx, filepath.Base(paths.JailAPI)) // the connection below tells more
+	}()
+	_, err = w.await(ctx, phase.dead, appeared)
+	stop()
+	<-appeared
+	if err == nil {
+		err = s.awaitListen(ctx, r.ID, uid)
+	}
+	if ctx.Err() != nil {
+		return fmt.Errorf("cannot wait for the API socket of VM %s: %w", r.ID, errors.Join(err, ctx.Err()))
+	}
+	// systemd calls the unit running when the jailer's first process has
+	// left, which may be a moment later. Or all was over before.
+	p, phaseErr := w.await(ctx, func(p phase) bool { return p == unitRunning || p.dead() }, nil)
+	switch {
+	case phaseErr != nil:
+		return errors.Join(err, phaseErr)
+	case p.dead():
+		return s.endedEarly(ctx, r.ID, w)
+	}
+	return err
+}
+
+// listenPause is the only pause here that is not ended by an event: listen(2),
+// which follows the bind that made the socket's name, raises none.
+const listenPause = 2 * time.Millisecond
+
+func (s *Server) awaitListen(ctx context.Context, id string, uid int) error {
+	for {
+		err := s.places.probeAPI(id, uid)
+		if !errors.Is(err, unix.ECONNREFUSED) {
+			return err
+		}
+		p, phaseErr := s.units.phase(ctx, id)
+		if phaseErr != nil || p.dead() { // nobody is left who could listen
+			return errors.Join(err, phaseErr)
+		}
+		select {
+		case <-time.After(listenPause):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (s *Server) vmUnit(r helper.LaunchRequest, uid int, disk uint64, netns string) vmUnit {
+	number := strconv.Itoa(uid)
+	return vmUnit{
+		id:  r.ID,
+		uid: uid,
+		exec: []string{s.record.Jailer, "--id", r.ID, "--exec-file", s.record.Firecracker,
+			"--uid", number, "--gid", number, "--new-pid-ns",
+			"--chroot-base-dir", filepath.Dir(s.places.Jails), "--", "--api-sock", paths.JailAPI},
+		netns: netns,
+		disk:  fmt.Sprintf("%d:%d", unix.Major(disk), unix.Minor(disk)),
+		// Beside the guest's own: Firecracker, page tables, device queues, and
+		// some page cache for its disk.
+		memory: uint64(r.MemoryMiB+r.MemoryMiB/32+128) << 20,
+		// Beside the vCPUs: API, VMM and KVM's workers, or at the end the
+		// threads of "banger-helper cleanup".
+		tasks: uint64(r.VCPU + 32),
+	}
+}
+
+// endedEarly waits for the rest of the unit's end, which leaves the exit
+// record, and tells what it says.
+func (s *Server) endedEarly(ctx context.Context, id string, w unitWatch) error {
+	if _, err := w.await(ctx, phase.over, nil); err != nil {
+		return err
+	}
+	how := "no exit record"
+	e, err := s.places.readExit(id)
+	if err == nil {
+		how = describeExit(e)
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return api.Problemf(http.StatusBadGateway, helper.CodeVMMEnded, "firecracker ended before it answered: %s", how).
+		WithHint("journalctl --namespace=banger -u %s", unitName(id))
+}
+
+// undoLaunch stops the unit, without a lock, and then removes the jail.
+func (s *Server) undoLaunch(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, stopTime)
+	defer cancel()
+	err := errors.Join(s.stopUnit(ctx, id), s.dropNetNS(id))
+	if err != nil { // a jail is not taken away from under a VMM
+		return fmt.Errorf("cannot undo launch: %w", err)
+	}
+	return s.places.locked(id, func() error { return s.places.removeJail(id) })
+}
+
+// handover is called when Firecracker has opened its devices: from now on
+// the kernel and systemd clean up after it, and this process holds nothing.
+func (s *Server) handover(ctx context.Context, r helper.VMRequest) (helper.Empty, error) {
+	slot, err := s.slots.lookup(r.ID)
+	if err != nil {
+		return helper.Empty{}, err
+	}
+	leave, err := s.gates.enter(ctx, r.ID)
+	if err != nil {
+		return helper.Empty{}, err
+	}
+	defer leave()
+	p, err := s.units.phase(ctx, r.ID)
+	if err != nil {
+		return helper.Empty{}, err
+	}
+	if p != unitRunning {
+		return helper.Empty{}, api.Conflict("VM %s is not running", r.ID).WithHint("call vm.launch first")
+	}
+	err = s.places.locked(r.ID, func() error {
+		if err := s.places.shareSocket(r.ID, slot.UID, s.record.GID, paths.JailVsock); err != nil {
+			return err
+		}
+		return dropWithVMM(r.ID)
+	})
+	if err != nil {
+		return helper.Empty{}, err
+	}
+	return helper.Empty{}, s.dropNetNS(r.ID)
+}
+
+// kill ends the VMM and returns when its unit, cleanup included, has ended. It
+// takes no lock and so works at any time.
+func (s *Server) kill(ctx context.Context, r helper.VMRequest) (helper.Empty, error) {
+	if _, err := s.slots.lookup(r.ID); err != nil {
+		return helper.Empty{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, stopTime)
+	defer cancel()
+	return helper.Empty{}, s.stopUnit(ctx, r.ID)
+}
+
+func (s *Server) stopUnit(ctx context.Context, id string) error {
+	w, err := s.units.watch(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	p, err := s.units.phase(ctx, id)
+	if err != nil || p.over() {
+		return err
+	}
+	if err := s.units.stop(ctx, id); err != nil {
+		return err
+	}
+	if _, err := w.await(ctx, phase.over, nil); err != nil {
+		return fmt.Errorf("cannot wait for the end of %s: %w", unitName(id), err)
+	}
+	return nil
+}
+
+func (s *Server) awaitUnit(ctx context.Context, id string, accept func(phase) bool) (phase, error) {
+	w, err := s.units.watch(ctx, id)
+	if err != nil {
+		return unitGone, err
+	}
+	defer w.close()
+	p, err := w.await(ctx, accept, nil)
+	if err != nil {
+		return p, fmt.Errorf("cannot wait for the end of %s: %w", unitName(id), err)
+	}
+	return p, nil
+}
+
+// makeNetNS makes the VM's empty network namespace and returns a path by which
+// systemd can open it as long as it is held here.
+func (s *Server) makeNetNS(id string) (string, error) {
+	ns, err := newNetNS()
+	if err != nil {
+		return "", err
+	}
+	if err := s.dropNetNS(id); err != nil {
+		slog.Warn("cannot close an earlier network namespace", "id", id, "err", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.netns[id] = ns
+	return fmt.Sprintf("/proc/%d/fd/%d", s.pid, ns.Fd()), nil
+}
+
+func (s *Server) dropNetNS(id string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ns := s.netns[id]
+	delete(s.netns, id)
+	if ns == nil {
+		return nil
+	}
+	return ns.Close()
+}

@@ -1,0 +1,104 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"banger/api"
+)
+
+// inside is how a path of somebody else's choosing is resolved: below the
+// directory, through no symlink of any kind, anywhere in the path.
+const inside = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS
+
+// openIn opens path below dir. Everything that follows must use the returned
+// file and never the path again.
+func openIn(dir *os.File, path string, flags int, resolve uint64) (*os.File, error) {
+	how := &unix.OpenHow{Flags: uint64(flags) | unix.O_CLOEXEC | unix.O_NOFOLLOW, Resolve: resolve}
+	for {
+		fd, err := unix.Openat2(int(dir.Fd()), path, how)
+		switch {
+		case err == nil:
+			return os.NewFile(uintptr(fd), path), nil
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
+			// EAGAIN: something was renamed meanwhile and the kernel cannot
+			// be sure that the path stays below dir; it asks us to try again.
+			continue
+		}
+		return nil, &os.PathError{Op: "openat2", Path: path, Err: err}
+	}
+}
+
+// ownerFile opens a file of the owner, named relative to his state directory.
+// It is a regular file, belongs to him, and has one name only, so that no
+// other file can be meant.
+func (s *Server) ownerFile(path string, flags int) (*os.File, unix.Stat_t, error) {
+	var st unix.Stat_t
+	dir, err := os.OpenFile(s.places.State, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, st, fmt.Errorf("cannot open state directory: %w", err)
+	}
+	defer dir.Close()
+	if err := unix.Fstat(int(dir.Fd()), &st); err != nil {
+		return nil, st, fmt.Errorf("cannot stat state directory: %w", err)
+	}
+	if st.Uid != uint32(s.record.UID) {
+		return nil, st, fmt.Errorf("%s belongs to uid %d, not to the owner", s.places.State, st.Uid)
+	}
+	// Without O_NONBLOCK, opening a FIFO would wait for its other end.
+	f, err := openIn(dir, path, flags|unix.O_NONBLOCK|unix.O_NOCTTY, inside)
+	if err != nil {
+		return nil, st, pathProblem(path, err)
+	}
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return nil, st, errors.Join(fmt.Errorf("cannot stat %q: %w", path, err), f.Close())
+	}
+	if why := s.unfit(&st); why != "" {
+		return nil, st, errors.Join(api.BadRequest("%.200q %s", path, why), f.Close())
+	}
+	return f, st, nil
+}
+
+func (s *Server) unfit(st *unix.Stat_t) string {
+	switch {
+	case st.Mode&unix.S_IFMT != unix.S_IFREG:
+		return "is not a regular file"
+	case st.Uid != uint32(s.record.UID):
+		return fmt.Sprintf("belongs to uid %d, not to the owner", st.Uid)
+	case st.Nlink != 1:
+		return fmt.Sprintf("has %d names", st.Nlink)
+	case st.Size == 0:
+		return "is empty"
+	}
+	return ""
+}
+
+func pathProblem(path string, err error) error {
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return api.NotFound("cannot open %.200q: no such file in the state directory", path)
+	case errors.Is(err, unix.ELOOP):
+		return api.BadRequest("cannot open %.200q: symlinks are not followed", path)
+	case errors.Is(err, unix.EXDEV):
+		return api.BadRequest("cannot open %.200q: it leaves the state directory", path)
+	case errors.Is(err, unix.ENXIO), errors.Is(err, unix.EISDIR), errors.Is(err, unix.ENOTDIR),
+		errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENAMETOOLONG):
+		return api.BadRequest("cannot open %.200q: %v", path, errors.Unwrap(err))
+	}
+	return fmt.Errorf("cannot open %.200q: %w", path, err)
+}
+
+// expect checks what an opened thing is and whose.
+func expect(f *os.File, kind, uid uint32) (unix.Stat_t, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return st, fmt.Errorf("cannot stat %s: %w", f.Name(), err)
+	}
+	if st.Mode&unix.S_IFMT != kind || st.Uid != uid {
+		return st, fmt.Errorf("%s is not what it should be (mode %o, uid %d)", f.Name(), st.Mode, st.Uid)
+	}
+	return st, nil
+}

@@ -1,0 +1,506 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+
+	"golang.org/x/sys/unix"
+
+	"banger/api"
+	"banger/internal/helper"
+	"banger/internal/installed"
+)
+
+const (
+	idA = "0123456789ab"
+	idB = "ba9876543210"
+)
+
+// fakeUnits is a systemd in which every change of phase wakes the watches.
+type fakeUnits struct {
+	mu      sync.Mutex
+	phases  map[string]phase
+	changed chan struct{} // closed and replaced at each change
+	onStop  func(id string)
+}
+
+func newFakeUnits() *fakeUnits {
+	return &fakeUnits{phases: map[string]phase{}, changed: make(chan struct{})}
+}
+
+func (u *fakeUnits) set(id string, p phase) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.phases[id] = p
+	close(u.changed)
+	u.changed = make(chan struct{})
+}
+
+func (u *fakeUnits) phase(_ context.Context, id string) (phase, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.phases[id], nil
+}
+
+func (u *fakeUnits) start(context.Context, vmUnit) error { return errors.New("not in this test") }
+
+func (u *fakeUnits) stop(_ context.Context, id string) error {
+	go u.onStop(id)
+	return nil
+}
+
+func (u *fakeUnits) watch(_ context.Context, id string) (unitWatch, error) {
+	return fakeWatch{u, id}, nil
+}
+
+type fakeWatch struct {
+	u  *fakeUnits
+	id string
+}
+
+func (w fakeWatch) close() {}
+
+func (w fakeWatch) await(ctx context.Context, accept func(phase) bool, wake <-chan struct{}) (phase, error) {
+	for {
+		w.u.mu.Lock()
+		p, changed := w.u.phases[w.id], w.u.changed
+		w.u.mu.Unlock()
+		if accept(p) {
+			return p, nil
+		}
+		select {
+		case <-changed:
+		case <-wake:
+			return p, nil
+		case <-ctx.Done():
+			return p, ctx.Err()
+		}
+	}
+}
+
+func testServer(t testing.TB) (*Server, *fakeUnits) {
+	t.Helper()
+	slog.SetDefault(slog.New(slog.DiscardHandler))
+	dir := t.TempDir()
+	state := filepath.Join(dir, "state")
+	if err := os.Mkdir(state, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	s, err := New(
+		installed.Record{UID: os.Getuid(), GID: os.Getgid(), UIDBase: 200000, UIDCount: 3},
+		Places{
+			State: state,
+			Jails: filepath.Join(dir, "helper/jail/firecracker"),
+			Blobs: filepath.Join(dir, "helper/blobs/sha256"),
+			Slots: filepath.Join(dir, "helper/slots.json"),
+			Exit:  filepath.Join(dir, "run/exit"),
+			Locks: filepath.Join(dir, "run/lock"),
+		})
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := newFakeUnits()
+	s.units = u
+	return s, u
+}
+
+func problem(err error) string {
+	if p, ok := errors.AsType[*api.Problem](err); ok {
+		return p.Code
+	}
+	if err == nil {
+		return ""
+	}
+	return "no problem: " + err.Error()
+}
+
+func TestSlots(t *testing.T) {
+	s, _ := testServer(t)
+	want := func(id string, slot int) {
+		t.Helper()
+		got, err := s.slots.reserve(id)
+		if err != nil || got != (helper.Slot{Slot: slot, UID: 200000 + slot}) {
+			t.Errorf("reserve(%s) = %+v, %v; want slot %d", id, got, err, slot)
+		}
+	}
+	const c, d = "cccccccccccc", "dddddddddddd"
+	want(idA, 0)
+	want(idB, 1)
+	want(idA, 0) // again
+	want(c, 2)
+	if _, err := s.slots.reserve(d); problem(err) != api.CodeConflict {
+		t.Errorf("a fourth of three slots: %v", err)
+	}
+	if err := s.slots.release(idB); err != nil {
+		t.Fatal(err)
+	}
+	want(d, 1) // the smallest free one
+	if _, err := s.slots.lookup(idB); problem(err) != api.CodeNotFound {
+		t.Errorf("lookup after release: %v", err)
+	}
+	again := registry{places: s.places, base: 200000, count: 3} // as after a restart
+	if got, err := again.lookup(d); err != nil || got.Slot != 1 {
+		t.Errorf("lookup = %+v, %v", got, err)
+	}
+	if left, _ := os.ReadDir(s.places.Locks); len(left) != 0 {
+		t.Errorf("locks left: %v", left)
+	}
+}
+
+func TestSlotsAreUniqueUnderConcurrency(t *testing.T) {
+	s, _ := testServer(t)
+	s.slots.count = 100
+	var wg sync.WaitGroup
+	got := make([]int, 40)
+	for i := range got {
+		wg.Go(func() {
+			r := s.slots // another process has its own
+			slot, err := r.reserve(strings.Repeat("0", 10) + string("0123456789"[i/10]) + string("0123456789"[i%10]))
+			if err != nil {
+				t.Error(err)
+			}
+			got[i] = slot.Slot
+		})
+	}
+	wg.Wait()
+	slices.Sort(got)
+	if len(slices.Compact(got)) != 40 || got[39] != 39 {
+		t.Errorf("slots %v", got)
+	}
+}
+
+func TestSlotFileIsRefusedWhenItCannotBe(t *testing.T) {
+	for name, text := range map[string]string{
+		"cut off":    `{"slots":{"0123456789ab":`,
+		"no slots":   `{}`,
+		"twice":      `{"slots":{"0123456789ab":1,"ba9876543210":1}}`,
+		"beyond":     `{"slots":{"0123456789ab":3}}`,
+		"negative":   `{"slots":{"0123456789ab":-1}}`,
+		"strange id": `{"slots":{"../../../etc":1}}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, _ := testServer(t)
+			if err := os.WriteFile(s.places.Slots, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := s.slots.reserve(idB); err == nil {
+				t.Errorf("reserve = %+v", got)
+			}
+			if raw, err := os.ReadFile(s.places.Slots); err != nil || string(raw) != text {
+				t.Errorf("file became %q, %v", raw, err)
+			}
+		})
+	}
+}
+
+func TestLockIsExclusiveAndLeavesNothing(t *testing.T) {
+	s, _ := testServer(t)
+	var inside, n atomic.Int32
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 50 {
+				if err := s.places.locked(idA, func() error {
+					if inside.Add(1) != 1 {
+						t.Error("two at once")
+					}
+					n.Add(1)
+					inside.Add(-1)
+					return nil
+				}); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if n.Load() != 400 {
+		t.Errorf("n = %d", n.Load())
+	}
+	if left, _ := os.ReadDir(s.places.Locks); len(left) != 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
+func TestGate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var g gates
+		leave, err := g.enter(t.Context(), idA)
+		if err != nil {
+			t.Fatal(err)
+		}
+		other, err := g.enter(t.Context(), idB) // another VM does not wait
+		if err != nil {
+			t.Fatal(err)
+		}
+		other()
+		ctx, cancel := context.WithCancel(t.Context())
+		entered := make(chan error)
+		go func() { _, err := g.enter(ctx, idA); entered <- err }()
+		synctest.Wait()
+		cancel()
+		if err := <-entered; !errors.Is(err, context.Canceled) {
+			t.Errorf("waiting with a cancelled context: %v", err)
+		}
+		leave()
+		if len(g.m) != 0 {
+			t.Errorf("%d gates left", len(g.m))
+		}
+	})
+}
+
+// vm.kill waits for the unit's end, which waits for "banger-helper cleanup",
+// which takes the VM's lock.
+func TestKillWaitsForCleanupWithoutItsLock(t *testing.T) {
+	s, u := testServer(t)
+	if _, err := s.slots.reserve(idA); err != nil {
+		t.Fatal(err)
+	}
+	u.set(idA, unitRunning)
+	u.onStop = func(id string) {
+		u.set(id, unitEnding)
+		if err := s.places.locked(id, func() error { return nil }); err != nil {
+			t.Error(err)
+		}
+		u.set(id, unitGone)
+	}
+	if _, err := s.kill(t.Context(), helper.VMRequest{ID: idA}); err != nil {
+		t.Fatal(err)
+	}
+	if p, _ := u.phase(t.Context(), idA); p != unitGone {
+		t.Errorf("kill returned in phase %d", p)
+	}
+}
+
+func TestOnlyEndedVMsAreCleanedAndReleased(t *testing.T) {
+	s, u := testServer(t)
+	slot, err := s.slots.reserve(idA)
+	if err != nil {
+		t.Fatal(err)
+	}
+	jail := s.places.jail(idA)
+	if err := os.MkdirAll(filepath.Join(jail, "root/run"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	r := helper.VMRequest{ID: idA}
+	for _, p := range []phase{unitStarting, unitRunning} {
+		u.set(idA, p)
+		if _, err := s.cleanup(t.Context(), r); problem(err) != api.CodeConflict {
+			t.Errorf("cleanup in phase %d: %v", p, err)
+		}
+		if _, err := s.release(t.Context(), r); problem(err) != api.CodeConflict {
+			t.Errorf("release in phase %d: %v", p, err)
+		}
+	}
+	if got, err := s.slots.lookup(idA); err != nil || got != slot {
+		t.Errorf("slot is %+v, %v", got, err)
+	}
+	u.set(idA, unitEnding)
+	go u.set(idA, unitEnded)
+	if _, err := s.release(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(jail); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("jail: %v", err)
+	}
+	if _, err := s.slots.lookup(idA); problem(err) != api.CodeNotFound {
+		t.Errorf("slot after release: %v", err)
+	}
+	if _, err := s.release(t.Context(), r); err != nil { // idempotent
+		t.Error(err)
+	}
+}
+
+func TestExitRecord(t *testing.T) {
+	s, u := testServer(t)
+	env := map[string]string{"SERVICE_RESULT": "signal", "EXIT_CODE": "killed", "EXIT_STATUS": "KILL"}
+	if err := s.places.writeExit(idA, func(k string) string { return env[k] }); err != nil {
+		t.Fatal(err)
+	}
+	e, err := s.places.readExit(idA)
+	if err != nil || e.ID != idA || e.Result != "signal" || e.ExitCode != "killed" || e.Status != "KILL" || e.UnixNano == 0 {
+		t.Errorf("record %+v, %v", e, err)
+	}
+	info, err := os.Stat(s.places.exitRecord(idA))
+	if err != nil || info.Mode().Perm() != 0o644 {
+		t.Errorf("mode %v, %v", info.Mode(), err)
+	}
+	if got := describeExit(e); got != "killed by SIGKILL (signal)" {
+		t.Errorf("described as %q", got)
+	}
+	if got := describeExit(helper.Exit{Result: "exit-code", ExitCode: "exited", Status: "153"}); got != "exit status 153 (exit-code)" {
+		t.Errorf("described as %q", got)
+	}
+	u.set(idA, unitRunning) // by hand, for a VM that lives
+	if err := cleanupProcess(t.Context(), s.places, idA, func(string) string { return "" }, u); err == nil {
+		t.Error("a running VM was cleaned up")
+	}
+	if err := cleanupProcess(t.Context(), s.places, "../"+idA, func(string) string { return "x" }, u); err == nil {
+		t.Error("a strange id was taken")
+	}
+	for range 2 {
+		if err := s.places.forgetExit(idA); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestPhaseOf(t *testing.T) {
+	name := unitName(idA)
+	for _, tt := range []struct {
+		row  listedUnit
+		want phase
+	}{
+		{listedUnit{Name: "other.service", Load: "loaded", Active: "active"}, unitGone},
+		{listedUnit{Name: name, Load: "not-found", Active: "inactive"}, unitGone},
+		{listedUnit{Name: name, Load: "loaded", Active: "inactive", JobID: 7}, unitStarting},
+		{listedUnit{Name: name, Load: "loaded", Active: "activating", JobID: 7}, unitStarting},
+		{listedUnit{Name: name, Load: "loaded", Active: "active"}, unitRunning},
+		{listedUnit{Name: name, Load: "loaded", Active: "deactivating", JobID: 7}, unitEnding},
+		{listedUnit{Name: name, Load: "loaded", Active: "failed"}, unitEnded},
+		{listedUnit{Name: name, Load: "loaded", Active: "inactive"}, unitEnded},
+	} {
+		if got, err := phaseOf([]listedUnit{tt.row}, name); err != nil || got != tt.want {
+			t.Errorf("%+v is %d, %v; want %d", tt.row, got, err, tt.want)
+		}
+	}
+	if p, err := phaseOf([]listedUnit{{Name: name, Load: "loaded", Active: "dancing"}}, name); err == nil || p.over() {
+		t.Errorf("an unknown state is %d, %v", p, err)
+	}
+}
+
+// Whatever bytes a verb is sent: no error of ours (5xx), and nothing is made
+// unless the request is in order.
+func FuzzVerbs(f *testing.F) {
+	verbs := []string{"vm.reserve", "vm.release", "vm.attach", "vm.launch", "vm.handover", "vm.kill", "vm.cleanup", "blob.put", "host.check", "vm.exec"}
+	for i := range verbs {
+		for _, body := range []string{``, `{}`, `null`, `[]`, `{"id":"0123456789ab"}`, `{"id":"../../../../x"}`, `{"id":"0123456789AB"}`,
+			`{"id":"0123456789ab","base":"../x","overlay":"/etc/passwd"}`, `{"path":"../../etc/shadow"}`, `{"path":"/etc/shadow"}`,
+			`{"id":"0123456789ab","kernel":"../x","initrd":"","vcpu":-1,"memory_mib":9999999999}`, `{"id":"0123456789ab"}{}`, `{"id":"0123456789ab\u0000"}`} {
+			f.Add(i, body)
+		}
+	}
+	f.Fuzz(func(t *testing.T, n int, body string) {
+		s, _ := testServer(t)
+		verb := verbs[uint(n)%uint(len(verbs))]
+		if verb == "host.check" {
+			return // says what it finds, whatever that is
+		}
+		before := tree(t, s)
+		w := httptest.NewRecorder()
+		s.Handler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/v1/"+verb, strings.NewReader(body)))
+		if w.Code >= 500 {
+			t.Fatalf("%s %q: %d %s", verb, body, w.Code, w.Body)
+		}
+		if w.Code < 300 {
+			var r helper.VMRequest
+			if err := json.Unmarshal([]byte(body), &r); err != nil || checkID(r.ID) != nil {
+				t.Fatalf("%s %q was accepted: %s", verb, body, w.Body)
+			}
+			return
+		}
+		if after := tree(t, s); after != before {
+			t.Fatalf("%s %q: refused with %d, but there is now\n%s", verb, body, w.Code, after)
+		}
+	})
+}
+
+// tree lists everything under the server's directories.
+func tree(t *testing.T, s *Server) string {
+	t.Helper()
+	var b strings.Builder
+	root := filepath.Dir(s.places.State)
+	if err := filepath.WalkDir(root, func(path string, d os.DirEntry, err error) error {
+		b.WriteString(path + " " + d.Type().String() + "\n")
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+func TestRequestsAreBounded(t *testing.T) {
+	s, _ := testServer(t)
+	send := func(method, body string) int {
+		w := httptest.NewRecorder()
+		s.Handler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), method, "/v1/vm.reserve", strings.NewReader(body)))
+		return w.Code
+	}
+	if got := send("POST", `{"id":"`+strings.Repeat("0", maxBody)+`"}`); got != http.StatusRequestEntityTooLarge {
+		t.Errorf("a long request: %d", got)
+	}
+	if got := send("GET", ""); got/100 != 4 {
+		t.Errorf("GET: %d", got)
+	}
+	s.active.Store(maxActive)
+	if got := send("POST", `{"id":"`+idA+`"}`); got != http.StatusServiceUnavailable {
+		t.Errorf("one too many: %d", got)
+	}
+	s.active.Store(0)
+	if got := send("POST", `{"id":"`+idA+`"}`); got != http.StatusOK || s.active.Load() != 0 {
+		t.Errorf("then: %d, %d active", got, s.active.Load())
+	}
+}
+
+func TestCheckLaunch(t *testing.T) {
+	sha := strings.Repeat("a", 64)
+	good := helper.LaunchRequest{ID: idA, Kernel: sha, Initrd: sha, VCPU: 1, MemoryMiB: 128}
+	if err := checkLaunch(good); err != nil {
+		t.Error(err)
+	}
+	for name, change := range map[string]func(*helper.LaunchRequest){
+		"kernel":      func(r *helper.LaunchRequest) { r.Kernel = "../" + sha[3:] },
+		"initrd":      func(r *helper.LaunchRequest) { r.Initrd = "" },
+		"no vcpu":     func(r *helper.LaunchRequest) { r.VCPU = 0 },
+		"many vcpus":  func(r *helper.LaunchRequest) { r.VCPU = 33 },
+		"no memory":   func(r *helper.LaunchRequest) { r.MemoryMiB = 0 },
+		"much memory": func(r *helper.LaunchRequest) { r.MemoryMiB = 1 << 40 },
+	} {
+		r := good
+		change(&r)
+		if err := checkLaunch(r); problem(err) != api.CodeBadRequest {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestParseVersion(t *testing.T) {
+	out := "Firecracker v1.12.1\n\n2026-11-24T13:33:45 [anonymous-instance:main] Firecracker exiting successfully. exit_code=0\n"
+	if v, err := parseVersion(out, "Firecracker"); err != nil || v != "1.12.1" {
+		t.Errorf("%q, %v", v, err)
+	}
+	for _, bad := range []string{"", "Jailer v1.12.1\n", "Firecracker v\n", "Firecracker v1.2 \x1b[31m\n"} {
+		if v, err := parseVersion(bad, "Firecracker"); err == nil {
+			t.Errorf("%q gave %q", bad, v)
+		}
+	}
+}
+
+func TestConcerns(t *testing.T) {
+	event := func(mask uint32, name string) []byte {
+		b := make([]byte, unix.SizeofInotifyEvent+16)
+		b[4], b[5], b[6], b[7] = byte(mask), byte(mask>>8), byte(mask>>16), byte(mask>>24)
+		b[12] = 16
+		copy(b[unix.SizeofInotifyEvent:], name)
+		return b
+	}
+	two := append(event(unix.IN_CREATE, "other"), event(unix.IN_CREATE, "api.sock")...)
+	if !concerns(two, "api.sock") || concerns(two, "api") || concerns(two[:8], "api.sock") {
+		t.Error("names are mixed up")
+	}
+	if !concerns(event(unix.IN_Q_OVERFLOW, ""), "api.sock") {
+		t.Error("lost events are overlooked")
+	}
+}

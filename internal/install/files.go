@@ -1,0 +1,288 @@
+package install
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"banger/api"
+)
+
+// file is one file of the installation as it shall be.
+type file struct {
+	path string
+	mode fs.FileMode
+	from string // a copy of this file, or else
+	text string // this
+	sum  string // sha256 of the content
+}
+
+func textFile(path, text string) file {
+	sum := sha256.Sum256([]byte(text))
+	return file{path: path, mode: 0o644, text: text, sum: hex.EncodeToString(sum[:])}
+}
+
+// hashFile returns the sha256 of a regular file, never following a symlink.
+func hashFile(path string) (string, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return "", err
+	}
+	if !info.Mode().IsRegular() {
+		return "", fmt.Errorf("%s is not a regular file", path)
+	}
+	sum := sha256.New()
+	if _, err := io.Copy(sum, f); err != nil {
+		return "", fmt.Errorf("cannot read %s: %w", path, err)
+	}
+	return hex.EncodeToString(sum.Sum(nil)), nil
+}
+
+// asWanted reports whether f is on the disk with its content, mode and owner.
+func (h *host) asWanted(f file) (bool, error) {
+	info, err := os.Lstat(h.at(f.path))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	if info.Mode() != f.mode || !h.isRoots(info) { // also everything that is not a regular file
+		return false, nil
+	}
+	sum, err := hashFile(h.at(f.path))
+	return sum == f.sum, err
+}
+
+func (h *host) isRoots(info fs.FileInfo) bool {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	return ok && int(st.Uid) == h.rootUID && int(st.Gid) == h.rootGID
+}
+
+// outdated returns the files that must be written.
+func (h *host) outdated(files []file) ([]file, error) {
+	var todo []file
+	for _, f := range files {
+		ok, err := h.asWanted(f)
+		if err != nil {
+			return nil, fmt.Errorf("cannot examine %s: %w", f.path, err)
+		}
+		if !ok {
+			todo = append(todo, f)
+		}
+	}
+	return todo, nil
+}
+
+// refuseForeign stops before the first change when something is in the way
+// that no installation made.
+func (h *host) refuseForeign(m *manifest, files []file, own owner) error {
+	var foreign []string
+	for _, f := range files {
+		ok, err := h.asWanted(f)
+		if err != nil {
+			return fmt.Errorf("cannot examine %s: %w", f.path, err)
+		}
+		if ok {
+			continue
+		}
+		if mine, err := h.isOurs(m, f.path); err != nil {
+			return err
+		} else if !mine {
+			foreign = append(foreign, f.path)
+		}
+	}
+	for _, dir := range stateDirs {
+		if mine, err := h.dirIsOurs(m, dir); err != nil {
+			return err
+		} else if !mine {
+			foreign = append(foreign, dir+"/")
+		}
+	}
+	if len(foreign) > 0 {
+		return api.Conflict("cannot install banger: these exist and were not written by it, or were changed since:\n  %s", strings.Join(foreign, "\n  ")).
+			WithHint("move them away and repeat; own settings for units belong into drop-ins, see `systemctl edit`")
+	}
+	return h.refuseOtherOwner(own)
+}
+
+// isOurs reports whether the file is absent or holds what an installation
+// wrote.
+func (h *host) isOurs(m *manifest, path string) (bool, error) {
+	info, err := os.Lstat(h.at(path))
+	if errors.Is(err, fs.ErrNotExist) {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("cannot examine %s: %w", path, err)
+	}
+	if !info.Mode().IsRegular() {
+		return false, nil
+	}
+	sum, err := hashFile(h.at(path))
+	if err != nil {
+		return false, fmt.Errorf("cannot examine %s: %w", path, err)
+	}
+	return m.wrote(path, sum), nil
+}
+
+func (h *host) dirIsOurs(m *manifest, path string) (bool, error) {
+	if m.made(path) {
+		return true, nil
+	}
+	entries, err := os.ReadDir(h.at(path))
+	if errors.Is(err, fs.ErrNotExist) {
+		return true, nil
+	}
+	if errors.Is(err, unix.ENOTDIR) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("cannot examine %s: %w", path, err)
+	}
+	return len(entries) == 0, nil
+}
+
+// refuseOtherOwner protects the VMs that an earlier installation left behind.
+func (h *host) refuseOtherOwner(own owner) error {
+	for _, d := range directories(own) {
+		if d.uid != own.uid || d.shared {
+			continue
+		}
+		var st unix.Stat_t
+		err := unix.Lstat(h.at(d.path), &st)
+		if errors.Is(err, unix.ENOENT) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("cannot examine %s: %w", d.path, err)
+		}
+		if int(st.Uid) != own.uid {
+			return api.Conflict("cannot install banger for %s: %s belongs to uid %d", own.name, d.path, st.Uid).
+				WithHint("install it for that user, or remove what is there with `banger system uninstall --purge`")
+		}
+	}
+	return nil
+}
+
+// writeFile replaces the file in one step: whoever runs or reads the old one
+// keeps it whole.
+func (h *host) writeFile(f file) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("cannot write %s: %w", f.path, err)
+		}
+	}()
+	var content io.Reader = strings.NewReader(f.text)
+	if f.from != "" {
+		source, err := os.Open(f.from)
+		if err != nil {
+			return err
+		}
+		defer source.Close()
+		content = source
+	}
+	sum := sha256.New()
+	return replaceFile(h.at(f.path), f.mode, h.rootUID, h.rootGID, func(w io.Writer) error {
+		if _, err := io.Copy(io.MultiWriter(w, sum), content); err != nil {
+			return err
+		}
+		if hex.EncodeToString(sum.Sum(nil)) != f.sum {
+			return fmt.Errorf("%s changed while it was being copied", f.from)
+		}
+		return nil
+	})
+}
+
+// replaceFile writes beside path, syncs and renames, so that after a crash the
+// file is the old or the new one.
+func replaceFile(path string, mode fs.FileMode, uid, gid int, fill func(io.Writer) error) (err error) {
+	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".banger-*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(tmp.Name()))
+		}
+	}()
+	err = fill(tmp)
+	if err == nil {
+		err = errors.Join(tmp.Chown(uid, gid), tmp.Chmod(mode), tmp.Sync())
+	}
+	if err = errors.Join(err, tmp.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp.Name(), path); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
+
+// makeDir makes a directory or checks the one that is there. Some lie in a
+// directory that the owner controls and could turn against root with a link,
+// so everything after mkdir is done and checked on a descriptor.
+func (h *host) makeDir(m *manifest, want directory) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("cannot make directory %s: %w", want.path, err)
+		}
+	}()
+	uid, gid := want.uid, want.gid
+	if uid == 0 {
+		uid, gid = h.rootUID, h.rootGID
+	}
+	err = os.Mkdir(h.at(want.path), 0o700)
+	made := err == nil
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if !made && want.shared {
+		return nil
+	}
+	d, err := os.OpenFile(h.at(want.path), os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(d.Fd()), &st); err != nil {
+		return err
+	}
+	if slices.Contains(stateDirs, want.path) {
+		m.note(want.path) // it was empty, see dirIsOurs
+	}
+	switch {
+	case made && int(st.Uid) != h.rootUID:
+		return fmt.Errorf("somebody put another one in its place")
+	case made:
+		m.note(want.path)
+		h.say("made %s", want.path)
+		return errors.Join(d.Chown(uid, gid), d.Chmod(want.mode))
+	case int(st.Uid) != uid:
+		return fmt.Errorf("it belongs to uid %d, want %d", st.Uid, uid)
+	case fs.FileMode(st.Mode&0o7777) != want.mode:
+		h.say("changed the mode of %s from %04o to %04o", want.path, st.Mode&0o7777, want.mode)
+		return d.Chmod(want.mode)
+	}
+	return nil
+}

@@ -1,0 +1,115 @@
+package install
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+)
+
+// manifest is what installations made on this host, kept in files.json. It is
+// written before the things it names, so that none can exist unnoted. After an
+// uninstall it remains as long as something it names does.
+type manifest struct {
+	// Files maps a path to the sha256 sums it may have, the newest last.
+	Files map[string][]string `json:"files"`
+	Dirs  []string            `json:"dirs"` // in the order they were made
+	// Lines maps /etc/subuid and /etc/subgid to the line added there.
+	Lines map[string]string `json:"lines,omitempty"`
+	// Pending are files that were announced since services were last brought
+	// up to date.
+	Pending []string `json:"pending,omitempty"`
+}
+
+func (h *host) loadManifest() (*manifest, error) {
+	m := &manifest{Files: map[string][]string{}, Lines: map[string]string{}}
+	info, err := os.Lstat(h.at(manifestFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return m, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the list of installed files: %w", err)
+	}
+	if !info.Mode().IsRegular() || info.Mode().Perm()&0o022 != 0 || !h.isRoots(info) {
+		return nil, fmt.Errorf("cannot trust %s: it must be a regular file of root that nobody else can write", manifestFile)
+	}
+	raw, err := os.ReadFile(h.at(manifestFile))
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the list of installed files: %w", err)
+	}
+	d := json.NewDecoder(bytes.NewReader(raw))
+	d.DisallowUnknownFields()
+	if err := d.Decode(m); err != nil {
+		return nil, fmt.Errorf("cannot read %s: %w", manifestFile, err)
+	}
+	if m.Files == nil || m.Lines == nil {
+		return nil, fmt.Errorf("cannot read %s: it is incomplete", manifestFile)
+	}
+	return m, nil
+}
+
+// saveManifest writes the manifest if it differs from the stored one, and
+// removes it when it names nothing.
+func (h *host) saveManifest(m *manifest) error {
+	if m.empty() {
+		if err := os.Remove(h.at(manifestFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("cannot remove the list of installed files: %w", err)
+		}
+		return nil
+	}
+	raw, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		return fmt.Errorf("cannot write the list of installed files: %w", err)
+	}
+	raw = append(raw, '\n')
+	if old, err := os.ReadFile(h.at(manifestFile)); err == nil && bytes.Equal(old, raw) {
+		return nil
+	}
+	err = replaceFile(h.at(manifestFile), 0o644, h.rootUID, h.rootGID, func(w io.Writer) error {
+		_, err := w.Write(raw)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("cannot write the list of installed files: %w", err)
+	}
+	return nil
+}
+
+func (m *manifest) empty() bool { return len(m.Files)+len(m.Dirs)+len(m.Lines) == 0 }
+
+// announce notes what is about to be written.
+func (m *manifest) announce(files []file, lines map[string]string) {
+	for _, f := range files {
+		sums := slices.DeleteFunc(m.Files[f.path], func(s string) bool { return s == f.sum })
+		m.Files[f.path] = append(sums, f.sum)
+		if !slices.Contains(m.Pending, f.path) {
+			m.Pending = append(m.Pending, f.path)
+		}
+	}
+	for path, line := range lines {
+		m.Lines[path] = line
+	}
+}
+
+// settle notes that everything announced was written and is in use.
+func (m *manifest) settle() {
+	for _, path := range m.Pending {
+		sums := m.Files[path]
+		m.Files[path] = sums[len(sums)-1:]
+	}
+	m.Pending = nil
+}
+
+func (m *manifest) wrote(path, sum string) bool { return slices.Contains(m.Files[path], sum) }
+
+func (m *manifest) made(dir string) bool { return slices.Contains(m.Dirs, dir) }
+
+func (m *manifest) note(dir string) {
+	if !m.made(dir) {
+		m.Dirs = append(m.Dirs, dir)
+	}
+}

@@ -1,0 +1,279 @@
+package install
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+
+	"banger/internal/paths"
+)
+
+// UninstallOptions of Uninstall.
+type UninstallOptions struct {
+	// Purge also removes VMs, images, kernels, settings, logs and the uid range.
+	Purge bool
+	Out   io.Writer
+}
+
+// Uninstall ends all VMs and removes what Install made. Without Purge, VMs,
+// images, kernels, settings and the uid range stay for a later installation.
+func Uninstall(ctx context.Context, o UninstallOptions) error {
+	h, err := thisHost(o.Out)
+	if err != nil {
+		return err
+	}
+	return h.uninstall(ctx, o.Purge)
+}
+
+func (h *host) uninstall(ctx context.Context, purge bool) (err error) {
+	unlock, err := h.lock()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	m, err := h.loadManifest()
+	if err != nil {
+		return err
+	}
+	if m.empty() {
+		h.say("banger is not installed")
+		return nil
+	}
+	if err := h.stopAll(ctx, m); err != nil {
+		return err
+	}
+	err = h.removeAll(ctx, m, purge)
+	if err == nil && len(m.Files)+len(m.Lines) == 0 && len(m.Dirs) == 1 && m.made(etcDir) {
+		m.Dirs = nil // it can go once the manifest in it is gone
+		defer func() { err = errors.Join(err, h.removeEtc()) }()
+	}
+	// What is left stays noted, whatever went wrong.
+	err = errors.Join(err, h.saveManifest(m))
+	h.sayLeft(m)
+	return err
+}
+
+// stopAll ends the daemon first, which would start VMs again, then the VMs,
+// whose end still needs the helper, then the rest.
+func (h *host) stopAll(ctx context.Context, m *manifest) error {
+	for _, units := range [][]string{
+		h.present(m, "bangerd.socket", "bangerd.service"),
+		{"banger-vm-*.service", "banger-fsck-*.service"},
+		h.present(m, "banger-helper.socket", "banger-helper.service"),
+		h.present(m, "banger.slice"),
+	} {
+		if err := h.stop(ctx, units); err != nil {
+			return err
+		}
+	}
+	if units := h.present(m, "bangerd.socket", "bangerd.service", "banger-helper.socket"); len(units) > 0 {
+		if _, err := h.run(ctx, append([]string{"systemctl", "disable", "--quiet"}, units...)...); err != nil {
+			return fmt.Errorf("cannot disable the units: %w", err)
+		}
+	}
+	return nil
+}
+
+// stop ends the units that match and waits for their end.
+func (h *host) stop(ctx context.Context, patterns []string) error {
+	if len(patterns) == 0 {
+		return nil
+	}
+	list := append([]string{"systemctl", "list-units", "--plain", "--no-legend", "--full",
+		"--state=active,activating,deactivating,reloading"}, patterns...)
+	out, err := h.run(ctx, list...)
+	if err != nil {
+		return fmt.Errorf("cannot list units: %w", err)
+	}
+	var running []string
+	for line := range strings.Lines(out) {
+		if fields := strings.Fields(line); len(fields) > 0 {
+			running = append(running, fields[0])
+		}
+	}
+	if len(running) == 0 {
+		return nil
+	}
+	if _, err := h.run(ctx, append([]string{"systemctl", "stop"}, running...)...); err != nil {
+		return fmt.Errorf("cannot stop %s: %w", strings.Join(running, ", "), err)
+	}
+	h.say("stopped %s", strings.Join(running, ", "))
+	return nil
+}
+
+// present returns those units whose files we wrote and that are there.
+func (h *host) present(m *manifest, names ...string) []string {
+	return slices.DeleteFunc(names, func(name string) bool {
+		_, err := os.Lstat(h.at(unitPath(name)))
+		return err != nil || len(m.Files[unitPath(name)]) == 0
+	})
+}
+
+func (h *host) removeAll(ctx context.Context, m *manifest, purge bool) error {
+	if purge {
+		for _, dir := range stateDirs {
+			if err := h.removeTree(m, dir); err != nil {
+				return err
+			}
+		}
+		if err := h.removeJournal(ctx); err != nil {
+			return err
+		}
+	}
+	for _, path := range slices.Sorted(maps.Keys(m.Files)) {
+		if path == paths.ConfigFile && !purge {
+			continue
+		}
+		if err := h.removeFile(m, path, path == paths.ConfigFile); err != nil {
+			return err
+		}
+	}
+	if _, err := h.run(ctx, "systemctl", "daemon-reload"); err != nil {
+		return fmt.Errorf("cannot make systemd forget the units: %w", err)
+	}
+	for _, dir := range []string{daemonRunDir, paths.HelperRunDir} {
+		if err := os.RemoveAll(h.at(dir)); err != nil {
+			return fmt.Errorf("cannot remove %s: %w", dir, err)
+		}
+	}
+	if err := h.removeDirs(m); err != nil {
+		return err
+	}
+	if purge {
+		return h.returnRange(ctx, m)
+	}
+	return nil
+}
+
+// removeFile removes a file that holds what an installation wrote. anyContent
+// is for the one file that people are meant to change.
+func (h *host) removeFile(m *manifest, path string, anyContent bool) error {
+	ours, err := h.isOurs(m, path)
+	if err != nil {
+		return err
+	}
+	if !ours && !anyContent {
+		h.say("left %s: it was changed since its installation", path)
+		delete(m.Files, path)
+		return nil
+	}
+	switch err := os.Remove(h.at(path)); {
+	case err == nil:
+		h.say("removed %s", path)
+	case !errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("cannot remove %s: %w", path, err)
+	}
+	delete(m.Files, path)
+	return nil
+}
+
+// removeDirs removes directories we made that are empty, except those below
+// the state directories.
+func (h *host) removeDirs(m *manifest) error {
+	for _, dir := range slices.Backward(slices.Clone(m.Dirs)) {
+		if dir == etcDir || slices.ContainsFunc(stateDirs, func(s string) bool { return within(s, dir) }) {
+			continue
+		}
+		switch err := os.Remove(h.at(dir)); {
+		case err == nil:
+			h.say("removed %s", dir)
+		case errors.Is(err, fs.ErrExist): // ENOTEMPTY: somebody else's files
+			h.say("left %s: it holds files that banger did not write", dir)
+		case !errors.Is(err, fs.ErrNotExist):
+			return fmt.Errorf("cannot remove %s: %w", dir, err)
+		}
+		m.Dirs = slices.DeleteFunc(m.Dirs, func(d string) bool { return d == dir })
+	}
+	return nil
+}
+
+func within(dir, path string) bool { return path == dir || strings.HasPrefix(path, dir+"/") }
+
+// removeTree removes a state directory, unless something is mounted in it:
+// what lies there may be the host's own disks.
+func (h *host) removeTree(m *manifest, dir string) error {
+	if !m.made(dir) {
+		return nil
+	}
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(h.at(dir)))
+	if err != nil {
+		return fmt.Errorf("cannot tell what is mounted below %s: %w", dir, err)
+	}
+	if len(mounts) > 0 {
+		return fmt.Errorf("cannot remove %s: %s is mounted", dir, mounts[0].Mountpoint)
+	}
+	if err := os.RemoveAll(h.at(dir)); err != nil {
+		return fmt.Errorf("cannot remove %s: %w", dir, err)
+	}
+	h.say("removed %s", dir)
+	m.Dirs = slices.DeleteFunc(m.Dirs, func(d string) bool { return within(dir, d) })
+	return nil
+}
+
+var machineID = regexp.MustCompile(`^[0-9a-f]{32}$`)
+
+// removeJournal removes the VMs' consoles, which journald keeps in a namespace
+// named banger.
+func (h *host) removeJournal(ctx context.Context) error {
+	raw, err := os.ReadFile(h.at("/etc/machine-id"))
+	id := strings.TrimSpace(string(raw))
+	if errors.Is(err, fs.ErrNotExist) || (err == nil && !machineID.MatchString(id)) {
+		return nil // then journald has written nothing either
+	}
+	if err != nil {
+		return fmt.Errorf("cannot find the VMs' journal: %w", err)
+	}
+	if err := h.stop(ctx, []string{"systemd-journald@banger.service",
+		"systemd-journald@banger.socket", "systemd-journald-varlink@banger.socket"}); err != nil {
+		return err
+	}
+	for _, parent := range []string{"/var/log/journal", "/run/log/journal"} {
+		dir := filepath.Join(parent, id+".banger")
+		if _, err := os.Lstat(h.at(dir)); errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err := os.RemoveAll(h.at(dir)); err != nil {
+			return fmt.Errorf("cannot remove the VMs' journal: %w", err)
+		}
+		h.say("removed %s", dir)
+	}
+	return nil
+}
+
+// removeEtc removes the directory of the manifest itself, now that it is gone.
+func (h *host) removeEtc() error {
+	switch err := os.Remove(h.at(etcDir)); {
+	case err == nil:
+		h.say("removed %s", etcDir)
+	case errors.Is(err, fs.ErrExist):
+		h.say("left %s: it holds files that banger did not write", etcDir)
+	case !errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("cannot remove %s: %w", etcDir, err)
+	}
+	return nil
+}
+
+// sayLeft names everything that is still there and ours.
+func (h *host) sayLeft(m *manifest) {
+	for _, path := range slices.Sorted(maps.Keys(m.Files)) {
+		h.say("left %s", path)
+	}
+	for _, dir := range stateDirs {
+		if m.made(dir) {
+			h.say("left %s", dir)
+		}
+	}
+	for _, path := range slices.Sorted(maps.Keys(m.Lines)) {
+		h.say("left %s in %s", m.Lines[path], path)
+	}
+}

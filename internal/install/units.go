@@ -1,0 +1,56 @@
+package install
+
+import (
+	"embed"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"text/template"
+
+	"banger/internal/installed"
+	"banger/internal/paths"
+)
+
+// units are templates over installed.Record.
+//
+//go:embed units
+var units embed.FS
+
+// modulesText lists what Firecracker, the disks and the networks need and a
+// distribution does not load by itself. KVM's module follows from the CPU.
+const modulesText = `# Written by banger system install.
+loop
+dm_snapshot
+tun
+`
+
+// renderUnits returns the unit files of an installation: drop-ins (.conf) are
+// for every VM's unit, the rest are units of their own.
+func renderUnits(r installed.Record) ([]file, error) {
+	entries, err := units.ReadDir("units")
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the built-in units: %w", err)
+	}
+	var files []file
+	for _, e := range entries {
+		raw, err := units.ReadFile("units/" + e.Name())
+		if err != nil {
+			return nil, fmt.Errorf("cannot read the built-in units: %w", err)
+		}
+		t, err := template.New(e.Name()).Option("missingkey=error").Parse(string(raw))
+		if err != nil {
+			return nil, fmt.Errorf("cannot read the built-in units: %w", err)
+		}
+		var text strings.Builder
+		text.WriteString("# Written by banger system install. Own settings: systemctl edit.\n")
+		if err := t.Execute(&text, r); err != nil {
+			return nil, fmt.Errorf("cannot render unit %s: %w", e.Name(), err)
+		}
+		path := filepath.Join(paths.UnitDir, e.Name())
+		if strings.HasSuffix(e.Name(), ".conf") {
+			path = filepath.Join(dropInDir, e.Name())
+		}
+		files = append(files, textFile(path, text.String()))
+	}
+	return files, nil
+}

@@ -1,0 +1,53 @@
+package install
+
+import (
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"banger/internal/installed"
+	"banger/internal/paths"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+func TestUnits(t *testing.T) {
+	files, err := renderUnits(installed.Record{Owner: "dev", UID: 1000, GID: 1000, UIDBase: 200000, UIDCount: 65536,
+		Firecracker: paths.LibexecDir + "/firecracker", Jailer: paths.LibexecDir + "/jailer", Version: "v1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden := map[string]bool{}
+	for _, f := range files {
+		if strings.Contains(f.text, "{{") || strings.Contains(f.text, "<no value>") {
+			t.Errorf("%s is not rendered whole", f.path)
+		}
+		name := filepath.Join("testdata", filepath.Base(f.path))
+		golden[name] = true
+		if *update {
+			if err := os.WriteFile(name, []byte(f.text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(string(want), f.text); diff != "" {
+			t.Errorf("%s differs (go test -update, if it is meant):\n%s", f.path, diff)
+		}
+	}
+	entries, err := filepath.Glob("testdata/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if !golden[e] {
+			t.Errorf("%s is no unit any more", e)
+		}
+	}
+}
