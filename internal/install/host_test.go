@@ -44,7 +44,7 @@ func newHost(t *testing.T) *fakeHost {
 	}
 	f.host = &host{root: t.TempDir(), rootUID: os.Geteuid(), rootGID: os.Getegid(), run: f.command, out: &f.out,
 		daemon: &http.Client{Transport: f}, now: func() time.Time { return time.Unix(1790000000, 0) }}
-	for _, dir := range []string{"run/systemd/system", "sys/fs/cgroup", "sys/module", "etc/systemd/system", "usr/local", "var/lib", "var/cache", "proc/sys/kernel", "boot", "lib/modules/6.1.0-test"} {
+	for _, dir := range []string{"run/systemd/system", "sys/fs/cgroup", "sys/module", "etc/systemd/system", "etc/udev", "usr/local", "var/lib", "var/cache", "proc/sys/kernel", "boot", "lib/modules/6.1.0-test"} {
 		if err := os.MkdirAll(f.at(dir), 0o755); err != nil {
 			t.Fatal(err)
 		}

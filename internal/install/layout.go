@@ -19,6 +19,7 @@ const (
 	manifestFile = etcDir + "/files.json"
 	cacheDir     = "/var/cache/banger"
 	modulesFile  = "/etc/modules-load.d/banger.conf"
+	udevFile     = "/etc/udev/rules.d/59-banger.rules"
 	dropInDir    = paths.UnitDir + "/banger-vm-.service.d"
 
 	daemonRunDir = "/run/banger"
@@ -50,6 +51,7 @@ func directories(own owner) []directory {
 		{path: filepath.Dir(paths.LibexecDir), mode: 0o755, shared: true},
 		{path: paths.LibexecDir, mode: 0o755},
 		{path: filepath.Dir(modulesFile), mode: 0o755, shared: true},
+		{path: filepath.Dir(udevFile), mode: 0o755, shared: true},
 		{path: dropInDir, mode: 0o755},
 		{path: paths.HelperDir, mode: 0o711},
 		{path: filepath.Dir(paths.BlobDir), mode: 0o700},
@@ -93,7 +95,7 @@ func (h *host) files(own owner, uidBase int, from string) ([]file, error) {
 	if err != nil {
 		return nil, err
 	}
-	files = append(files, textFile(paths.InstallFile, text), textFile(modulesFile, modulesText))
+	files = append(files, textFile(paths.InstallFile, text), textFile(modulesFile, modulesText), textFile(udevFile, udevText))
 	if _, err := os.Lstat(h.at(paths.ConfigFile)); os.IsNotExist(err) {
 		files = append(files, textFile(paths.ConfigFile, settings))
 	}

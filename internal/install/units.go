@@ -24,6 +24,15 @@ dm_snapshot
 tun
 `
 
+// udevText keeps udev from probing the disks of VMs: guests write what is on
+// them, and the probe runs as root. It also would hold them open at their end.
+const udevText = `# Written by banger system install.
+ACTION=="remove", GOTO="banger_end"
+KERNEL=="loop*", ATTR{loop/backing_file}=="/var/lib/banger/*", ENV{UDEV_DISABLE_PERSISTENT_STORAGE_RULES_FLAG}="1", ENV{SYSTEMD_READY}="0", OPTIONS:="nowatch"
+KERNEL=="dm-*", ATTR{dm/name}=="fc-*", ENV{UDEV_DISABLE_PERSISTENT_STORAGE_RULES_FLAG}="1", ENV{DM_UDEV_DISABLE_DISK_RULES_FLAG}="1", ENV{DM_UDEV_DISABLE_OTHER_RULES_FLAG}="1", ENV{DM_NOSCAN}="1", ENV{SYSTEMD_READY}="0", OPTIONS:="nowatch"
+LABEL="banger_end"
+`
+
 // renderUnits returns the unit files of an installation: drop-ins (.conf) are
 // for every VM's unit, the rest are units of their own.
 func renderUnits(r installed.Record) ([]file, error) {
