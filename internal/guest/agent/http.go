@@ -1,0 +1,236 @@
+package agent
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+
+	"banger/api"
+)
+
+// The control port speaks the HTTP/1.1 with JSON of package jsonhttp, without
+// net/http: three routes do not need what it brings, which is TLS, HTTP/2 and
+// a third of the program. Every boot unpacks the program into memory and pays
+// for each of its pages.
+
+// Limits of what the host may send.
+const (
+	maxHead     = 16 << 10
+	maxBody     = 1 << 20
+	headTimeout = 10 * time.Second // from the first byte of a request to its last
+	idleTimeout = 2 * time.Minute
+)
+
+// route answers one method and path. then, which may be nil, runs when the
+// answer has left.
+type route struct {
+	method, path string
+	handle       func(body []byte) (answer any, err error)
+	then         func()
+}
+
+// jsonRoute makes a route of a typed function: unknown fields and trailing
+// data are refused, an empty body is an empty request.
+func jsonRoute[In, Out any](method, path string, f func(In) (Out, error), then func()) route {
+	return route{method, path, func(body []byte) (any, error) {
+		var in In
+		if err := decode(body, &in); err != nil {
+			return nil, api.BadRequest("cannot read request: %v", err)
+		}
+		return f(in)
+	}, then}
+}
+
+func decode(body []byte, in any) error {
+	if len(body) == 0 {
+		return nil
+	}
+	d := json.NewDecoder(bytes.NewReader(body))
+	d.DisallowUnknownFields()
+	if err := d.Decode(in); err != nil {
+		return err
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("more than one JSON value")
+	}
+	return nil
+}
+
+// serveHTTP accepts connections until the listener fails.
+func serveHTTP(l net.Listener, routes []route, log *slog.Logger) error {
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return fmt.Errorf("control port is closed: %w", err)
+		}
+		go guard(log, func() {
+			defer conn.Close()
+			serveConn(conn, routes)
+		})
+	}
+}
+
+// serveConn answers requests until the client closes or breaks the rules; a
+// broken rule is answered before the connection is closed.
+func serveConn(conn net.Conn, routes []route) {
+	r := bufio.NewReader(conn)
+	for {
+		_ = conn.SetReadDeadline(time.Now().Add(idleTimeout)) // a dead connection fails below
+		if _, err := r.Peek(1); err != nil {
+			return
+		}
+		_ = conn.SetReadDeadline(time.Now().Add(headTimeout))
+		req, err := readRequest(r)
+		if err != nil {
+			_ = writeAnswer(conn, nil, err, true)
+			return
+		}
+		answer, then, err := dispatch(routes, req)
+		if writeErr := writeAnswer(conn, answer, err, req.last); then != nil && err == nil {
+			then()
+		} else if writeErr != nil {
+			return
+		}
+		if req.last {
+			return
+		}
+	}
+}
+
+func dispatch(routes []route, req request) (answer any, then func(), err error) {
+	err = api.NotFound("no %s in this agent", req.path)
+	for _, r := range routes {
+		switch {
+		case r.path != req.path:
+		case r.method != req.method:
+			err = api.Problemf(405, api.CodeBadRequest, "%s does not take %s", req.path, req.method)
+		default:
+			answer, err := r.handle(req.body)
+			return answer, r.then, err
+		}
+	}
+	return nil, nil, err
+}
+
+type request struct {
+	method, path string
+	body         []byte
+	last         bool // the client closes after the answer
+}
+
+// readRequest reads one request, whose body has to have a length.
+func readRequest(r *bufio.Reader) (request, error) {
+	head := headReader{r: r, left: maxHead}
+	line, err := head.line()
+	if err != nil {
+		return request{}, err
+	}
+	words := strings.Split(line, " ")
+	if len(words) != 3 || words[2] != "HTTP/1.1" || words[0] == "" || !strings.HasPrefix(words[1], "/") {
+		return request{}, api.BadRequest("not an HTTP/1.1 request")
+	}
+	req := request{method: words[0], path: words[1]}
+	length, err := head.fields(&req)
+	if err != nil {
+		return request{}, err
+	}
+	req.body = make([]byte, length)
+	if _, err := io.ReadFull(r, req.body); err != nil {
+		return request{}, api.BadRequest("cannot read the request's body: %v", err)
+	}
+	return req, nil
+}
+
+// headReader reads the lines of a request's head, which may be left bytes long.
+type headReader struct {
+	r    *bufio.Reader
+	left int
+}
+
+func (h *headReader) line() (string, error) {
+	var line []byte
+	for {
+		part, err := h.r.ReadSlice('\n')
+		if h.left -= len(part); h.left < 0 {
+			return "", api.Problemf(431, api.CodeBadRequest, "the request's head is longer than %d bytes", maxHead)
+		}
+		line = append(line, part...)
+		if err == nil {
+			return strings.TrimRight(string(line), "\r\n"), nil
+		}
+		if !errors.Is(err, bufio.ErrBufferFull) {
+			return "", api.BadRequest("cannot read the request's head: %v", err)
+		}
+	}
+}
+
+// fields reads header fields up to the empty line. Two lengths, or a body
+// without one, are refused.
+func (h *headReader) fields(req *request) (length int, err error) {
+	seen := false
+	for {
+		line, err := h.line()
+		if err != nil || line == "" {
+			return length, err
+		}
+		name, value, ok := strings.Cut(line, ":")
+		if !ok {
+			return 0, api.BadRequest("malformed header field")
+		}
+		value = strings.TrimSpace(value)
+		switch strings.ToLower(name) {
+		case "content-length":
+			n, err := strconv.ParseUint(value, 10, 31)
+			if err != nil || seen {
+				return 0, api.BadRequest("bad content length")
+			}
+			if n > maxBody {
+				return 0, api.Problemf(413, api.CodeBadRequest, "the request is larger than %d bytes", maxBody)
+			}
+			length, seen = int(n), true
+		case "transfer-encoding":
+			return 0, api.Problemf(411, api.CodeBadRequest, "a request body needs a content length")
+		case "connection":
+			req.last = strings.EqualFold(value, "close")
+		}
+	}
+}
+
+// writeAnswer sends answer, or the problem that err is, in one write.
+func writeAnswer(w io.Writer, answer any, err error, last bool) error {
+	status := 200
+	if err != nil {
+		p := asProblem(err)
+		status, answer = p.Status, p
+	}
+	body, err := json.Marshal(answer)
+	if err != nil {
+		return fmt.Errorf("cannot encode an answer: %w", err)
+	}
+	out := fmt.Appendf(nil, "HTTP/1.1 %d -\r\nContent-Type: application/json\r\nContent-Length: %d\r\n", status, len(body))
+	if last {
+		out = append(out, "Connection: close\r\n"...)
+	}
+	out = append(out, "\r\n"...)
+	_, err = w.Write(append(out, body...))
+	return err
+}
+
+// asProblem keeps the words of the errors around a Problem.
+func asProblem(err error) *api.Problem {
+	p, ok := errors.AsType[*api.Problem](err)
+	if !ok {
+		return api.Internal("%v", err)
+	}
+	q := *p
+	q.Detail = err.Error()
+	return &q
+}

@@ -1,0 +1,245 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"banger/api"
+	"banger/internal/guest"
+	"banger/internal/version"
+)
+
+// server is the serving process: the control API, and SSH once there is an
+// identity.
+type server struct {
+	log *slog.Logger
+	ssh *vsockListener
+
+	mu    sync.Mutex
+	phase guest.Phase   // guarded by mu
+	taken bool          // guarded by mu; an identity is being or has been applied
+	init  string        // guarded by mu; see guest.Health
+	grace time.Duration // guarded by mu; set with guest.PhaseEnding
+	// imageInit says that pid 1 is the image's init, or about to be.
+	imageInit bool // guarded by mu
+
+	link               int // to pid 1
+	spawner            *spawner
+	startOnce, endOnce sync.Once
+}
+
+// Serve is the main function of the serving process. It returns only on
+// failure.
+func Serve() error {
+	for _, fd := range []int{controlFD, sshFD, pid1FD} {
+		unix.CloseOnExec(fd) // sessions must not get them
+	}
+	log := newLogger()
+	if err := os.WriteFile("/proc/self/comm", []byte("banger-agent"), 0); err != nil { // else it is "exe"
+		log.Warn("cannot set the process name", "err", err)
+	}
+	s := &server{
+		log: log, phase: guest.PhaseWaiting, init: initAgent, link: pid1FD,
+		spawner: &spawner{log: log, cgroupRoots: guestCgroups},
+	}
+	s.outliveKill()
+	go s.listenToPid1()
+	control, err := newVsockListener(controlFD, guest.ControlPort)
+	if err != nil {
+		return err
+	}
+	if s.ssh, err = newVsockListener(sshFD, guest.SSHPort); err != nil {
+		return err
+	}
+	err = serveHTTP(control, s.routes(), log)
+	log.Error(err.Error())
+	return err
+}
+
+func (s *server) routes() []route {
+	return []route{
+		jsonRoute("GET", "/v1/health", s.getHealth, nil),
+		// The host gets the answer before the guest becomes busy with what
+		// follows.
+		jsonRoute("PUT", "/v1/identity", s.putIdentity, s.startInit),
+		jsonRoute("POST", "/v1/shutdown", s.postShutdown, s.end),
+	}
+}
+
+// initAgent is what Health says where the image has no init.
+const initAgent = "agent"
+
+func (s *server) getHealth(struct{}) (guest.Health, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.healthLocked(), nil
+}
+
+func (s *server) healthLocked() guest.Health {
+	bootID, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		s.log.Warn("cannot read the boot id", "err", err)
+	}
+	return guest.Health{
+		Phase:   s.phase,
+		Version: version.Version,
+		Kernel:  kernelRelease(),
+		BootID:  strings.TrimSpace(string(bootID)),
+		Init:    s.init,
+	}
+}
+
+// putIdentity applies the document and answers when sessions work. Up to the
+// moment the image's root is entered a failure leaves nothing behind, and the
+// host may try again.
+func (s *server) putIdentity(doc guest.Identity) (guest.Health, error) {
+	if err := doc.Validate(); err != nil {
+		return guest.Health{}, api.BadRequest("cannot accept identity: %v", err)
+	}
+	ssh, err := newSSHServer(doc, s.spawner, s.log)
+	if err != nil {
+		return guest.Health{}, api.BadRequest("cannot accept identity: %v", err)
+	}
+	if err := s.begin(); err != nil {
+		return guest.Health{}, err
+	}
+	init, entered, err := s.settle(doc)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil {
+		s.taken = entered // this boot cannot be used any more
+		return guest.Health{}, fmt.Errorf("cannot set up guest %s: %w", doc.ID, err)
+	}
+	if init != "" {
+		s.init = init
+	}
+	if s.phase == guest.PhaseWaiting { // not ending meanwhile
+		s.phase = guest.PhaseReady
+	}
+	go ssh.serve(s.ssh)
+	return s.healthLocked(), nil
+}
+
+// begin claims the one identity of this boot.
+func (s *server) begin() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.taken || s.phase != guest.PhaseWaiting {
+		return api.Conflict("this guest has been given its identity already").WithHint("a guest takes one identity per boot; restart the VM")
+	}
+	s.taken = true
+	return nil
+}
+
+// settle moves both processes into the image. entered tells that it is too
+// late for another try.
+func (s *server) settle(doc guest.Identity) (init string, entered bool, err error) {
+	if err := personalise(doc); err != nil {
+		return "", false, err
+	}
+	if err := mountRoot(doc.Root); err != nil {
+		return "", false, err
+	}
+	if init, err = fillRoot(doc); err != nil {
+		unmountRoot()
+		return "", false, err
+	}
+	if err := enterRoot(); err != nil {
+		return "", true, err
+	}
+	warnings, err := mountImage()
+	if err != nil {
+		return "", true, err
+	}
+	if warnings = errors.Join(warnings, raiseLoopback()); warnings != nil {
+		s.log.Warn("the image's root is not complete", "err", warnings)
+	}
+	if err := s.spawner.protect(); err != nil {
+		s.log.Warn(err.Error())
+	}
+	return init, true, nil
+}
+
+// fillRoot writes the document's files into the mounted image and finds its
+// init.
+func fillRoot(doc guest.Identity) (init string, err error) {
+	root, err := openTree(newRoot)
+	if err != nil {
+		return "", err
+	}
+	defer root.close()
+	for _, f := range doc.Files {
+		if err := root.write(f); err != nil {
+			return "", err
+		}
+	}
+	return root.findInit(doc.Root.Init)
+}
+
+// startInit gives pid 1 its order when the guest has become ready.
+func (s *server) startInit() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.phase != guest.PhaseReady {
+		return
+	}
+	s.startOnce.Do(func() {
+		order := orderStay
+		if s.init != initAgent {
+			order = orderExec + s.init
+			s.imageInit = true
+		}
+		if err := send(s.link, order); err != nil {
+			s.log.Error("pid 1 takes no orders", "err", err)
+		}
+	})
+}
+
+// listenToPid1 ends when pid 1 has become the image's init: its end of the
+// link is closed by that.
+func (s *server) listenToPid1() {
+	for {
+		said, err := receive(s.link)
+		switch {
+		case err != nil:
+			return
+		case said == saidStay:
+			s.mu.Lock()
+			s.init, s.imageInit = initAgent, false
+			s.mu.Unlock()
+		case said == saidEnd:
+			s.log.Info("ended by pid 1")
+			os.Exit(0)
+		}
+	}
+}
+
+// outliveKill keeps the process up when somebody in the guest sends it, or
+// everybody, a SIGTERM; but an ending system is not held up. Signals are
+// caught, not ignored, since sessions would inherit that.
+func (s *server) outliveKill() {
+	c := make(chan os.Signal, 8)
+	signal.Notify(c, unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2)
+	go func() {
+		for sig := range c {
+			if sig == unix.SIGTERM && s.ending() {
+				s.log.Info("ended")
+				os.Exit(0)
+			}
+		}
+	}()
+}
+
+func (s *server) ending() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.phase == guest.PhaseEnding || initName() == "systemd-shutdow" // comm holds 15 characters
+}

@@ -1,0 +1,391 @@
+package agent
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/pkg/sftp"
+	"golang.org/x/crypto/ssh"
+
+	"banger/internal/guest"
+)
+
+// direct prepares a session for an exec by argv.
+func direct(t *testing.T, c *ssh.Client, e guest.Exec) *ssh.Session {
+	t.Helper()
+	s := newSession(t, c)
+	raw, err := json.Marshal(e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Setenv(guest.ExecEnv, string(raw)); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func newSession(t *testing.T, c *ssh.Client) *ssh.Session {
+	t.Helper()
+	s, err := c.NewSession()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func exitCode(err error) int {
+	if e, ok := errors.AsType[*ssh.ExitError](err); ok {
+		return e.ExitStatus()
+	}
+	if err != nil {
+		return -1
+	}
+	return 0
+}
+
+func TestExec(t *testing.T) {
+	s := serveSSH(t)
+	c := s.login(t)
+	plain := s.home + "/plain"
+	create(t, plain, "no program", 0o644)
+	create(t, s.home+"/no-interpreter", "#!/nowhere/sh\n", 0o755)
+	create(t, s.home+"/garbage", "garbage\n", 0o755)
+	for name, tt := range map[string]struct {
+		exec           guest.Exec
+		status         int
+		stdout, stderr string // stderr: a part of it
+	}{
+		"success":              {guest.Exec{Argv: []string{"true"}}, 0, "", ""},
+		"status":               {guest.Exec{Argv: []string{"sh", "-c", "exit 7"}}, 7, "", ""},
+		"no shell in between":  {guest.Exec{Argv: []string{"printf", "%s", "$HOME;'\""}}, 0, "$HOME;'\"", ""},
+		"streams apart":        {guest.Exec{Argv: []string{"sh", "-c", "echo out; echo err >&2"}}, 0, "out\n", "err\n"},
+		"not found":            {guest.Exec{Argv: []string{"no-such-program"}}, 127, "", "not found in PATH"},
+		"no such file":         {guest.Exec{Argv: []string{"/no/such"}}, 127, "", "no such file"},
+		"not executable":       {guest.Exec{Argv: []string{plain}}, 126, "", "permission denied"},
+		"a directory":          {guest.Exec{Argv: []string{"/"}}, 126, "", "is a directory"},
+		"no interpreter":       {guest.Exec{Argv: []string{s.home + "/no-interpreter"}}, 126, "", "no such file"},
+		"wrong format":         {guest.Exec{Argv: []string{s.home + "/garbage"}}, 126, "", "exec format"},
+		"directory":            {guest.Exec{Argv: []string{"pwd"}, Dir: "/"}, 0, "/\n", ""},
+		"home":                 {guest.Exec{Argv: []string{"pwd"}}, 0, s.home + "\n", ""},
+		"no such directory":    {guest.Exec{Argv: []string{"pwd"}, Dir: "/no/such"}, 126, "", "/no/such"},
+		"by a relative path":   {guest.Exec{Argv: []string{"./garbage"}}, 126, "", "exec format"},
+		"background process":   {guest.Exec{Argv: []string{"sh", "-c", "sleep 60 & echo started; kill $!"}}, 0, "started\n", ""},
+		"late output":          {guest.Exec{Argv: []string{"sh", "-c", "(sleep 0.1; echo late) & echo early"}}, 0, "early\nlate\n", ""},
+		"killed":               {guest.Exec{Argv: []string{"sh", "-c", "kill -KILL $$"}}, 137, "", ""},
+		"killed, no wire name": {guest.Exec{Argv: []string{"sh", "-c", "kill -16 $$"}}, 128 + 16, "", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ses := direct(t, c, tt.exec)
+			var stdout, stderr bytes.Buffer
+			ses.Stdout, ses.Stderr = &stdout, &stderr
+			err := ses.Run("for logs")
+			if exitCode(err) != tt.status || stdout.String() != tt.stdout || !strings.Contains(stderr.String(), tt.stderr) {
+				t.Errorf("status %d (%v), stdout %q, stderr %q", exitCode(err), err, &stdout, &stderr)
+			}
+		})
+	}
+}
+
+func TestExecAsOpenSSHDoes(t *testing.T) {
+	c := serveSSH(t).login(t)
+	ses := newSession(t, c)
+	for k, v := range map[string]string{"FROM_CLIENT": "2", "BOTH": "client"} {
+		if err := ses.Setenv(k, v); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out, err := ses.Output(`echo $FROM_IMAGE $FROM_CLIENT $BOTH $USER "$LANG" ${TERM-none} ${BANGER_EXEC-none}; exit 3`)
+	if got, want := string(out), "1 2 client root C.UTF-8 none none\n"; got != want || exitCode(err) != 3 {
+		t.Errorf("got %q, %v", got, err)
+	}
+}
+
+func TestShell(t *testing.T) {
+	c := serveSSH(t).login(t)
+	ses := newSession(t, c)
+	ses.Stdin = strings.NewReader("echo $0\nexit 4\n")
+	var out bytes.Buffer
+	ses.Stdout = &out
+	if err := ses.Shell(); err != nil {
+		t.Fatal(err)
+	}
+	if err := ses.Wait(); exitCode(err) != 4 || out.String() != "-sh\n" {
+		t.Errorf("got %q, %v", &out, err)
+	}
+}
+
+func TestBadRequests(t *testing.T) {
+	c := serveSSH(t).login(t)
+	ses := newSession(t, c)
+	for _, kv := range [][2]string{{guest.ExecEnv, "{"}, {guest.ExecEnv, `{"argv":["a"],"dir":"b"}`}, {"A=B", "x"}, {"", "x"}, {"A B", "x"}, {"A", "\x00"}} {
+		if ses.Setenv(kv[0], kv[1]) == nil {
+			t.Errorf("variable %q=%q is accepted", kv[0], kv[1])
+		}
+	}
+	// A direct exec that was not understood must not become a shell command.
+	if err := ses.Run("exit 0"); exitCode(err) != 127 {
+		t.Errorf("error is: %v", err)
+	}
+	ses = newSession(t, c)
+	if err := ses.RequestSubsystem("netconf"); err == nil {
+		t.Error("an unknown subsystem is accepted")
+	}
+}
+
+func TestUnknownUser(t *testing.T) {
+	s := serveSSH(t)
+	key := newSigner(t)
+	cert := certify(t, s.authority, key.PublicKey(), ssh.UserCert, "root", nil)
+	c, err := s.dial(t, "nobody-here", withCert(t, cert, key))
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := newSession(t, c).CombinedOutput("true")
+	if exitCode(err) != 126 || !strings.Contains(string(out), `no user "nobody-here"`) {
+		t.Errorf("got %q, %v", out, err)
+	}
+}
+
+func TestSignals(t *testing.T) {
+	c := serveSSH(t).login(t)
+	for _, sig := range []ssh.Signal{ssh.SIGINT, ssh.SIGTERM, ssh.SIGKILL, ssh.SIGUSR1} {
+		ses := direct(t, c, guest.Exec{Argv: []string{"sh", "-c", "echo ready; exec sleep 60"}})
+		started(t, ses)
+		if err := ses.Signal(sig); err != nil {
+			t.Fatal(err)
+		}
+		err := ses.Wait()
+		if e, ok := errors.AsType[*ssh.ExitError](err); !ok || e.Signal() != string(sig) {
+			t.Errorf("%s: the command ended with %v", sig, err)
+		}
+	}
+}
+
+// started starts a session's command and returns when it has said "ready".
+func started(t *testing.T, ses *ssh.Session) io.Reader {
+	t.Helper()
+	out, err := ses.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ses.Start("for logs"); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, len("ready\n"))
+	if _, err := io.ReadFull(out, buf); err != nil || !strings.HasPrefix(string(buf), "ready") {
+		t.Fatalf("the command said %q, %v", buf, err)
+	}
+	return out
+}
+
+func TestBinaryRoundTrip(t *testing.T) {
+	c := serveSSH(t).login(t)
+	data := make([]byte, 10<<20)
+	if _, err := rand.Read(data); err != nil {
+		t.Fatal(err)
+	}
+	ses := direct(t, c, guest.Exec{Argv: []string{"cat"}})
+	ses.Stdin = bytes.NewReader(data)
+	out, err := ses.Output("for logs")
+	if err != nil || !bytes.Equal(out, data) {
+		t.Errorf("%d bytes came back, %v", len(out), err)
+	}
+}
+
+func TestInputNobodyReads(t *testing.T) {
+	c := serveSSH(t).login(t)
+	for _, script := range []string{"exit 5", "exec <&-; echo done; exit 5"} {
+		ses := direct(t, c, guest.Exec{Argv: []string{"sh", "-c", script}})
+		ses.Stdin = bytes.NewReader(make([]byte, 8<<20)) // more than the window
+		if err := ses.Run("for logs"); exitCode(err) != 5 {
+			t.Errorf("%s: %v", script, err)
+		}
+	}
+}
+
+func TestLostClientHangsUp(t *testing.T) {
+	s := serveSSH(t)
+	for name, pty := range map[string]bool{"pipes": false, "terminal": true} {
+		t.Run(name, func(t *testing.T) {
+			c := s.login(t)
+			mark := t.TempDir() + "/mark"
+			ses := direct(t, c, guest.Exec{Argv: []string{"sh", "-c", "trap 'echo hup >" + mark + "; exit' HUP; echo ready; while :; do sleep 0.02; done"}})
+			if pty {
+				if err := ses.RequestPty("dumb", 24, 80, nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+			started(t, ses)
+			if err := c.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if err := waitForFile(mark, 10*time.Second); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestTerminal(t *testing.T) {
+	c := serveSSH(t).login(t)
+	ses := newSession(t, c)
+	if err := ses.RequestPty("xterm", 30, 100, ssh.TerminalModes{ssh.ECHO: 0, ssh.VERASE: 8}); err != nil {
+		t.Fatal(err)
+	}
+	in, err := ses.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	ses.Stdout = &out
+	if err := ses.Start(`test -t 0 && test -t 2 && echo $TERM; stty size; stty -a | grep -o -e '-echo\b' -e 'erase = ^H'; read x; stty size; cat; exit 9`); err != nil {
+		t.Fatal(err)
+	}
+	if ok, err := ses.SendRequest("window-change", true, ssh.Marshal(windowChange{Cols: 120, Rows: 40})); err != nil || !ok {
+		t.Fatal(ok, err)
+	}
+	if _, err := io.WriteString(in, "go\nabc\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := in.Close(); err != nil { // ends cat
+		t.Fatal(err)
+	}
+	err = ses.Wait()
+	got := strings.ReplaceAll(out.String(), "\r\n", "|")
+	// The first size is that of before or after the change.
+	if !strings.HasPrefix(got, "xterm|") || !strings.HasSuffix(got, "erase = ^H|-echo|40 120|abc|") || exitCode(err) != 9 {
+		t.Errorf("got %q, %v", got, err)
+	}
+}
+
+func TestTerminalCtrlC(t *testing.T) {
+	c := serveSSH(t).login(t)
+	ses := newSession(t, c)
+	if err := ses.RequestPty("dumb", 24, 80, nil); err != nil {
+		t.Fatal(err)
+	}
+	in, err := ses.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := ses.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ses.Start("echo ready; exec sleep 60"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(out, make([]byte, len("ready\r\n"))); err != nil {
+		t.Fatal(err)
+	}
+	go func() { _, _ = io.Copy(io.Discard, out) }()
+	if _, err := in.Write([]byte{3}); err != nil {
+		t.Fatal(err)
+	}
+	if err := ses.Wait(); exitCode(err) != 130 {
+		t.Errorf("error is: %v", err)
+	}
+}
+
+func TestSFTP(t *testing.T) {
+	s := serveSSH(t)
+	c, err := sftp.NewClient(s.login(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	f, err := c.Create("relative-to-home")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Write(bytes.Repeat([]byte("x"), 1<<20)); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if st, err := os.Stat(s.home + "/relative-to-home"); err != nil || st.Size() != 1<<20 {
+		t.Errorf("%v, %v", st, err)
+	}
+}
+
+func TestSessionsLeaveNothing(t *testing.T) {
+	s := serveSSH(t)
+	count := func() (fds, goroutines int) {
+		open, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(open), runtime.NumGoroutine()
+	}
+	run := func() {
+		c := s.login(t)
+		for _, pty := range []bool{false, true} {
+			ses := newSession(t, c)
+			if pty {
+				if err := ses.RequestPty("dumb", 24, 80, nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := ses.Run("true"); err != nil {
+				t.Fatal(err)
+			}
+			_ = direct(t, c, guest.Exec{Argv: []string{"no-such-program"}}).Run("")
+		}
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run()
+	fdsBefore, goBefore := count()
+	for range 10 {
+		run()
+	}
+	// What a session leaves ends on its own time: there is no event to wait
+	// for, so look again until it has.
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		fds, goroutines := count()
+		if fds <= fdsBefore && goroutines <= goBefore {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("descriptors %d → %d, goroutines %d → %d", fdsBefore, fds, goBefore, goroutines)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// echoOnce serves one connection, ending when its client has.
+func echoOnce(l net.Listener) {
+	conn, err := l.Accept()
+	if err != nil {
+		return
+	}
+	defer conn.Close()
+	_, _ = io.Copy(conn, conn)
+}
+
+func checkEcho(t *testing.T, conn net.Conn) {
+	t.Helper()
+	const text = "through the channel"
+	if _, err := io.WriteString(conn, text); err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.(interface{ CloseWrite() error }).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	got, err := io.ReadAll(conn)
+	if err != nil || string(got) != text {
+		t.Errorf("got %q, %v", got, err)
+	}
+}
