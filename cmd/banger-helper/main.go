@@ -43,7 +43,7 @@ func run(args []string) error {
 	case len(args) == 2 && args[0] == "cleanup":
 		return server.Cleanup(ctx, args[1])
 	case len(args) == 1 && args[0] == "--version":
-		_, err := fmt.Println("banger-helper", version.Version)
+		_, err := fmt.Fprintln(os.Stdout, "banger-helper", version.Version)
 		return err
 	}
 	return errors.New("usage: banger-helper, started by banger-helper.socket, or: banger-helper cleanup ID")

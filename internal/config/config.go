@@ -13,6 +13,7 @@ import (
 	"reflect"
 	"regexp"
 	"runtime"
+	"slices"
 	"strconv"
 	"time"
 
@@ -189,9 +190,9 @@ func (*refused) UnmarshalTOML(any) error { return errors.New("refused") }
 // not in it or cannot be found by its name.
 func lineOf(text string, key toml.Key) string {
 	t := reflect.TypeFor[refused]()
-	for i := len(key) - 1; i >= 0; i-- {
+	for _, part := range slices.Backward(key) {
 		t = reflect.StructOf([]reflect.StructField{{
-			Name: "Field", Type: t, Tag: reflect.StructTag("toml:" + strconv.Quote(key[i])),
+			Name: "Field", Type: t, Tag: reflect.StructTag("toml:" + strconv.Quote(part)),
 		}})
 	}
 	_, err := toml.Decode(text, reflect.New(t).Interface())

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 )
@@ -90,9 +91,7 @@ func (m *manifest) announce(files []file, lines map[string]string) {
 			m.Pending = append(m.Pending, f.path)
 		}
 	}
-	for path, line := range lines {
-		m.Lines[path] = line
-	}
+	maps.Copy(m.Lines, lines)
 }
 
 // settle notes that everything announced was written and is in use.

@@ -80,7 +80,10 @@ func (j jail) dialGuest(ctx context.Context, port uint32) (*net.UnixConn, error)
 	if err := guest.Connect(ctx, c, port); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
-	return c, c.SetDeadline(time.Time{})
+	if err := c.SetDeadline(time.Time{}); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return c, nil
 }
 
 // agent returns a client of the guest's agent.

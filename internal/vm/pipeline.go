@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"banger/api"
@@ -64,8 +65,7 @@ func runSteps[T any](ctx context.Context, log *slog.Logger, rep Reporter, steps 
 
 func undoSteps[T any](ctx context.Context, log *slog.Logger, steps []step[T], t T) []error {
 	var errs []error
-	for i := len(steps) - 1; i >= 0; i-- {
-		s := steps[i]
+	for _, s := range slices.Backward(steps) {
 		if s.undo == nil {
 			continue
 		}

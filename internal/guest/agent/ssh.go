@@ -50,9 +50,7 @@ func sshConfig(keys guest.SSH) (*ssh.ServerConfig, error) {
 	}
 	c := &ssh.ServerConfig{
 		Config: ssh.Config{
-			// The client chooses: the first is quick everywhere, the others
-			// where the processor helps.
-			Ciphers:      []string{ssh.CipherChaCha20Poly1305, ssh.CipherAES128GCM, ssh.CipherAES256GCM},
+			Ciphers:      ciphers(),
 			KeyExchanges: []string{ssh.KeyExchangeCurve25519, ssh.KeyExchangeMLKEM768X25519},
 		},
 		ServerVersion: "SSH-2.0-banger",

@@ -106,7 +106,7 @@ func (p Places) checkMount() error {
 	if jails.ID != blobs.ID {
 		return fmt.Errorf("%s and %s are on different mounts", p.Jails, p.Blobs)
 	}
-	for _, option := range strings.Split(jails.Options, ",") {
+	for option := range strings.SplitSeq(jails.Options, ",") {
 		if slices.Contains([]string{"nodev", "noexec", "ro"}, option) {
 			return fmt.Errorf("%s is mounted %s", jails.Mountpoint, option)
 		}

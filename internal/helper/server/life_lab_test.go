@@ -277,7 +277,7 @@ func (l *life) checkSandbox() {
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", l.pid))
 	l.must(err)
 	status := map[string]string{}
-	for _, line := range strings.Split(string(raw), "\n") {
+	for line := range strings.SplitSeq(string(raw), "\n") {
 		if k, v, ok := strings.Cut(line, ":"); ok {
 			status[k] = strings.TrimSpace(v)
 		}

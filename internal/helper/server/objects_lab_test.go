@@ -204,7 +204,7 @@ func TestLabProgramsMustBeRoots(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir, err := os.MkdirTemp("/usr/local/libexec", "test-")
+	dir, err := os.MkdirTemp("/usr/local/libexec", "test-") //nolint:usetesting // not below /tmp: each parent has to be root's alone
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -76,21 +76,19 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	s.last.Store(time.Now().UnixNano())
 	tick := time.NewTicker(idleTime / 5)
 	defer tick.Stop()
-	for {
+	for idle := false; !idle && ctx.Err() == nil; {
 		select {
 		case err := <-failed:
 			return fmt.Errorf("cannot serve: %w", err)
 		case <-tick.C:
-			if !s.idle() {
-				continue
-			}
-			slog.Info("nothing to do, leaving")
+			idle = s.idle()
 		case <-ctx.Done():
 		}
-		drain, cancel := context.WithTimeout(context.Background(), drainTime)
-		defer cancel()
-		return srv.Shutdown(drain)
 	}
+	slog.Info("leaving", "asked", ctx.Err() != nil)
+	drain, cancel := context.WithTimeout(context.Background(), drainTime)
+	defer cancel()
+	return srv.Shutdown(drain)
 }
 
 // idle reports whether nobody would miss this process. A jail stands for a VM.
