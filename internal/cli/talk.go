@@ -95,10 +95,19 @@ func (t *talk) hint(hint string) {
 
 // fail says what went wrong and what to do next.
 func (t *talk) fail(err error) {
-	t.line(t.paint(red, "banger:") + " " + plain(err.Error()))
+	t.line(t.paint(red, "banger:") + " " + plain(sentence(err)))
 	if hint := hintOf(err); hint != "" {
 		t.hint(hint)
 	}
+}
+
+// sentence is err's text without the words in front of a problem that is a
+// whole sentence already: bangerd says itself what could not be done.
+func sentence(err error) string {
+	if p, ok := errors.AsType[*api.Problem](err); ok && strings.HasPrefix(p.Detail, "cannot ") {
+		return p.Detail
+	}
+	return err.Error()
 }
 
 func hintOf(err error) string {

@@ -1,0 +1,46 @@
+// Package cmd holds the programs' main packages, and the test that keeps the
+// trusted ones small.
+package cmd
+
+import (
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// linked is what the programs that run as root and in every guest may link
+// beside the standard library. A longer list is a decision, to be made here.
+var linked = map[string][]string{
+	"./banger-helper": {
+		"github.com/coreos/go-systemd/v22",
+		"github.com/godbus/dbus/v5",
+		"github.com/moby/sys/mountinfo",
+		"golang.org/x/sys",
+	},
+	"./banger-agent": {
+		"github.com/kr/fs",
+		"github.com/pkg/sftp",
+		"golang.org/x/crypto",
+		"golang.org/x/sys",
+	},
+}
+
+func TestTrustedProgramsLinkOnlyWhatIsListed(t *testing.T) {
+	for program, want := range linked {
+		out, err := exec.CommandContext(t.Context(), "go", "list", "-deps", "-f", "{{with .Module}}{{.Path}}{{end}}", program).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for module := range strings.FieldsSeq(string(out)) {
+			if module != "banger" && !slices.Contains(got, module) {
+				got = append(got, module)
+			}
+		}
+		slices.Sort(got)
+		if !slices.Equal(got, want) {
+			t.Errorf("%s links\n  %s\nwant\n  %s", program, strings.Join(got, "\n  "), strings.Join(want, "\n  "))
+		}
+	}
+}

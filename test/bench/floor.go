@@ -1,0 +1,203 @@
+package main
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+	"golang.org/x/sys/unix"
+
+	"banger/internal/firecracker"
+	"banger/internal/guest"
+	"banger/internal/identity"
+	"banger/internal/installed"
+)
+
+// The floor: what the kernel, the jailer, Firecracker and the guest cost by
+// themselves. It drives them directly, as root, with the same kernel, initrd,
+// image and size; its disk is ready before the clock starts.
+type floor struct {
+	record    installed.Record
+	authority *identity.Authority
+	user      ssh.Signer
+	dir       string // on the filesystem of the blobs, for hard links
+	kernel    string
+	initrd    string
+	disk      uint64 // device number
+	vcpu      int
+	memory    int
+	bootArgs  string
+
+	count int
+}
+
+// floorVM is one VM of the floor.
+type floorVM struct {
+	f    *floor
+	id   string
+	root string
+	cmd  *exec.Cmd
+}
+
+// floorTimes of one start, each since the spawn.
+type floorTimes struct{ api, configured, started, ready, output time.Duration }
+
+func (f *floor) start(ctx context.Context) (vm *floorVM, t floorTimes, err error) {
+	f.count++
+	id := fmt.Sprintf("%012x", f.count)
+	uid := f.record.UIDBase + f.record.UIDCount - 1
+	vm = &floorVM{f: f, id: id, root: filepath.Join(f.dir, "firecracker", id, "root")}
+	begun := time.Now()
+	if err := errors.Join(os.MkdirAll(vm.root, 0o755),
+		os.Link(f.kernel, filepath.Join(vm.root, "vmlinux")), os.Link(f.initrd, filepath.Join(vm.root, "initrd")),
+		unix.Mknod(filepath.Join(vm.root, "rootfs"), unix.S_IFBLK|0o600, int(f.disk)),
+		os.Chown(filepath.Join(vm.root, "rootfs"), uid, uid)); err != nil {
+		return vm, t, err
+	}
+	vm.cmd = exec.CommandContext(ctx, f.record.Jailer, "--id", id, "--exec-file", f.record.Firecracker,
+		"--uid", strconv.Itoa(uid), "--gid", strconv.Itoa(uid), "--chroot-base-dir", f.dir, "--", "--api-sock", "/run/api.sock")
+	if err := vm.cmd.Start(); err != nil {
+		return vm, t, err
+	}
+	api := filepath.Join(vm.root, "run/api.sock")
+	for {
+		if c, err := net.Dial("unix", api); err == nil {
+			_ = c.Close()
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	t.api = time.Since(begun)
+	fc := firecracker.New(func(ctx context.Context) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", api)
+	})
+	defer fc.Close()
+	if err := errors.Join(
+		fc.SetMachine(ctx, firecracker.Machine{VCPU: f.vcpu, MemoryMiB: f.memory}),
+		fc.SetBoot(ctx, firecracker.Boot{Kernel: "/vmlinux", Initrd: "/initrd", Args: f.bootArgs}),
+		fc.AddDrive(ctx, firecracker.Drive{ID: "rootfs", Path: "/rootfs", Cache: "Writeback"}),
+		fc.SetVsock(ctx, firecracker.Vsock{CID: 3, Path: "/run/vsock.sock"})); err != nil {
+		return vm, t, err
+	}
+	t.configured = time.Since(begun)
+	if err := fc.Start(ctx); err != nil {
+		return vm, t, err
+	}
+	t.started = time.Since(begun)
+	if err := vm.identify(ctx); err != nil {
+		return vm, t, err
+	}
+	t.ready = time.Since(begun)
+	err = vm.run(ctx, "echo hello")
+	t.output = time.Since(begun)
+	return vm, t, err
+}
+
+func (vm *floorVM) dial(ctx context.Context, port uint32) (net.Conn, error) {
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "unix", filepath.Join(vm.root, "run/vsock.sock"))
+	if err != nil {
+		return nil, err
+	}
+	if err := guest.Connect(ctx, c, port); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return c, c.SetDeadline(time.Time{})
+}
+
+func (vm *floorVM) identify(ctx context.Context) error {
+	host, err := vm.f.authority.NewHost(vm.id, "floor")
+	if err != nil {
+		return err
+	}
+	agent := guest.NewClient(vm.dial)
+	defer agent.Close()
+	for {
+		_, err := agent.SetIdentity(ctx, guest.Identity{ID: vm.id, Hostname: "floor", UnixNano: time.Now().UnixNano(),
+			Root: guest.Root{Device: "/dev/vda", FSType: "ext4"},
+			SSH:  guest.SSH{UserCA: vm.f.authority.UserCA(), HostKey: host.Private, HostCert: host.Certificate}})
+		if !errors.Is(err, guest.ErrRefused) {
+			return err
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// roundTrip is the least a question to a guest can cost: a new vsock
+// connection and one answer.
+func (vm *floorVM) roundTrip(ctx context.Context) error {
+	agent := guest.NewClient(vm.dial)
+	defer agent.Close()
+	_, err := agent.Health(ctx)
+	return err
+}
+
+// run is a command in the guest over a new vsock connection and SSH session.
+func (vm *floorVM) run(ctx context.Context, cmd string) error {
+	c, err := vm.dial(ctx, guest.SSHPort)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	conn, chans, reqs, err := ssh.NewClientConn(c, "guest", &ssh.ClientConfig{User: "root",
+		Auth:            []ssh.AuthMethod{ssh.PublicKeys(vm.f.user)},
+		HostKeyCallback: ssh.InsecureIgnoreHostKey(), //nolint:gosec // the floor measures, it trusts its own guest
+		Config:          ssh.Config{KeyExchanges: []string{"curve25519-sha256"}}})
+	if err != nil {
+		return err
+	}
+	client := ssh.NewClient(conn, chans, reqs)
+	defer client.Close()
+	s, err := client.NewSession()
+	if err != nil {
+		return err
+	}
+	out, err := s.Output(cmd)
+	if err == nil && strings.TrimSpace(string(out)) == "" {
+		err = errors.New("no output")
+	}
+	return err
+}
+
+// stop is SIGKILL, wait, and removal of the jail.
+func (vm *floorVM) stop() error {
+	if vm.cmd != nil && vm.cmd.Process != nil {
+		if err := vm.cmd.Process.Kill(); err != nil {
+			return err
+		}
+		_ = vm.cmd.Wait() // "signal: killed" is what was asked for
+	}
+	return os.RemoveAll(filepath.Dir(vm.root))
+}
+
+// newUser makes a key with a certificate of the authority.
+func newUser(a *identity.Authority) (ssh.Signer, error) {
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	signer, err := ssh.NewSignerFromKey(key)
+	if err != nil {
+		return nil, err
+	}
+	line, _, err := a.SignUser(string(ssh.MarshalAuthorizedKey(signer.PublicKey())), time.Hour, "bench")
+	if err != nil {
+		return nil, err
+	}
+	pub, _, _, _, err := ssh.ParseAuthorizedKey([]byte(line))
+	if err != nil {
+		return nil, err
+	}
+	return ssh.NewCertSigner(pub.(*ssh.Certificate), signer)
+}

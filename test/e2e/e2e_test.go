@@ -1,0 +1,363 @@
+//go:build e2e
+
+// Package e2e holds the scenarios: what a person does with an installed
+// banger, on a host with KVM. Run as root on such a host, e.g. in the lab:
+// make test. Each test counts what is left behind.
+package e2e
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"banger/api"
+)
+
+// leavesNothing fails the test if it leaves anything of a VM behind.
+func leavesNothing(t *testing.T) {
+	t.Helper()
+	before, files := inventory(t), vmFiles(t)
+	t.Cleanup(func() {
+		eventually(t, 5*time.Second, func() error {
+			if now := inventory(t); !slices.Equal(now, before) {
+				return fmt.Errorf("before %q, now %q", before, now)
+			}
+			if now := vmFiles(t); !slices.Equal(now, files) {
+				return fmt.Errorf("before %q, now %q", files, now)
+			}
+			return nil
+		})
+	})
+}
+
+// running starts a VM for a test and deletes it at its end.
+func running(t *testing.T, args ...string) api.VM {
+	t.Helper()
+	name := "t-" + strconv.FormatInt(time.Now().UnixNano(), 36)
+	must(t, append([]string{"vm", "run", "-d", "--name", name}, args...)...)
+	t.Cleanup(func() {
+		if r := banger(t, "vm", "delete", "--force", name); r.code != 0 && !strings.Contains(r.stderr, "there is no VM") {
+			t.Errorf("delete: %+v", r)
+		}
+	})
+	return show(t, name)
+}
+
+func show(t testing.TB, name string) api.VM {
+	t.Helper()
+	var v api.VM
+	if err := json.Unmarshal([]byte(must(t, "vm", "show", "--json", name)), &v); err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+func TestRunPassesTheExitStatusThrough(t *testing.T) {
+	leavesNothing(t)
+	for want, cmd := range map[int][]string{
+		0:   {"true"},
+		7:   {"sh", "-c", "exit 7"},
+		127: {"no-such-command"},
+		126: {"/etc/passwd"},
+		137: {"sh", "-c", "kill -9 $$"},
+	} {
+		if r := banger(t, append([]string{"vm", "run", "--rm", "--"}, cmd...)...); r.code != want {
+			t.Errorf("%v: %+v, want %d", cmd, r, want)
+		}
+	}
+}
+
+func TestRunKeepsStreamsApart(t *testing.T) {
+	leavesNothing(t)
+	r := banger(t, "vm", "run", "--rm", "--", "sh", "-c", "echo out; echo err >&2")
+	if r.stdout != "out\n" || r.stderr != "err\n" || r.code != 0 {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestRunTakesALargeBinaryStdin(t *testing.T) {
+	leavesNothing(t)
+	const size = 100_000_000
+	h := sha256.New()
+	if _, err := io.CopyN(h, zeros{}, size); err != nil {
+		t.Fatal(err)
+	}
+	c := command(t.Context(), "vm", "run", "--rm", "--", "sha256sum")
+	var out, errs bytes.Buffer
+	c.Stdin, c.Stdout, c.Stderr = io.LimitReader(zeros{}, size), &out, &errs
+	if err := c.Run(); err != nil {
+		t.Fatalf("%v\n%s", err, &errs)
+	}
+	if want := fmt.Sprintf("%x  -\n", h.Sum(nil)); out.String() != want {
+		t.Errorf("got %q, want %q", &out, want)
+	}
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+func TestOutputIsBinarySafe(t *testing.T) {
+	vm := running(t)
+	all := make([]byte, 256*256)
+	for i := range all {
+		all[i] = byte(i)
+	}
+	r := bangerIn(t, all, "vm", "exec", vm.Name, "--", "cat")
+	if r.code != 0 || r.stdout != string(all) || r.stderr != "" {
+		t.Errorf("exit %d, %d bytes, stderr %q", r.code, len(r.stdout), r.stderr)
+	}
+}
+
+func TestExecOptions(t *testing.T) {
+	vm := running(t)
+	for want, args := range map[string][]string{
+		"a b\n":            {"-e", "X=a b", vm.Name, "--", "sh", "-c", `echo "$X"`},
+		"/usr/bin\n":       {"-w", "/usr/bin", vm.Name, "--", "pwd"},
+		"$HOME 'x' \"\\\n": {vm.Name, "--", "echo", `$HOME 'x' "\`},
+		vm.Name + "\n":     {vm.Name, "--", "hostname"},
+		"not a tty\n":      {"-T", vm.Name, "--", "tty"},
+	} {
+		r := banger(t, append([]string{"vm", "exec"}, args...)...)
+		if r.stdout != want {
+			t.Errorf("%v: %+v, want %q", args, r, want)
+		}
+	}
+	if r := banger(t, "vm", "exec", "-t", vm.Name, "--", "tty"); !strings.HasPrefix(r.stdout, "/dev/pts/") {
+		t.Errorf("no terminal with -t: %+v", r)
+	}
+}
+
+func TestInterruptEndsTheCommandAndRemovesTheVM(t *testing.T) {
+	leavesNothing(t)
+	for _, when := range []string{"running", "starting"} {
+		t.Run(when, func(t *testing.T) {
+			name := "int-" + when
+			c := command(t.Context(), "vm", "run", "--rm", "--name", name, "--", "sh", "-c", "echo up; exec sleep 1000")
+			out, err := c.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := c.Start(); err != nil {
+				t.Fatal(err)
+			}
+			if when == "running" {
+				if _, err := io.ReadFull(out, make([]byte, 3)); err != nil {
+					t.Fatal(err)
+				}
+			} else {
+				eventually(t, 10*time.Second, func() error {
+					if r := banger(t, "vm", "show", "--json", name); !strings.Contains(r.stdout, `"starting"`) {
+						return fmt.Errorf("it is not starting: %+v", r)
+					}
+					return nil
+				})
+			}
+			if err := c.Process.Signal(syscall.SIGINT); err != nil {
+				t.Fatal(err)
+			}
+			_ = c.Wait() // its code is what counts
+			if code := c.ProcessState.ExitCode(); code != 130 {
+				t.Errorf("exit %d, want 130", code)
+			}
+			if r := banger(t, "vm", "show", name); r.code == 0 {
+				t.Errorf("the VM is still there: %s", r.stdout)
+			}
+		})
+	}
+}
+
+func TestJailOfARunningVM(t *testing.T) {
+	leavesNothing(t)
+	vm := running(t)
+	pid := mainPID(t, vm.Unit)
+	s := status(t, pid)
+	uid := strings.Fields(s["Uid"])[0]
+	if want := strconv.Itoa(owner.UIDBase + vm.Slot); uid != want || uid == strconv.Itoa(owner.UID) {
+		t.Errorf("uid %s, want %s", uid, want)
+	}
+	for _, set := range []string{"CapEff", "CapPrm", "CapInh", "CapAmb"} {
+		if strings.Trim(s[set], "0") != "" {
+			t.Errorf("%s %s", set, s[set])
+		}
+	}
+	if s["NoNewPrivs"] != "1" || s["Seccomp"] != "2" || s["Groups"] != "" {
+		t.Errorf("NoNewPrivs %s, Seccomp %s, Groups %q", s["NoNewPrivs"], s["Seccomp"], s["Groups"])
+	}
+	for _, ns := range []string{"net", "pid", "mnt"} {
+		own, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", pid, ns))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if host, _ := os.Readlink("/proc/1/ns/" + ns); own == host {
+			t.Errorf("shares the host's %s namespace", ns)
+		}
+	}
+	for line := range strings.Lines(read(t, fmt.Sprintf("/proc/%d/net/dev", pid))) {
+		if name, _, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) != "lo" {
+			t.Errorf("network device %q in its namespace", strings.TrimSpace(name))
+		}
+	}
+	if cg := read(t, fmt.Sprintf("/proc/%d/cgroup", pid)); cg != "0::/banger.slice/"+vm.Unit {
+		t.Errorf("cgroup %q", cg)
+	}
+	t.Logf("firecracker: uid %s, CapEff %s, CapBnd %s, NoNewPrivs %s, Seccomp %s", uid, s["CapEff"], s["CapBnd"], s["NoNewPrivs"], s["Seccomp"])
+	wantCaps(t, "bangerd.service", 0)
+	// CHOWN 0, DAC_OVERRIDE 1, FOWNER 3, NET_ADMIN 12, SYS_ADMIN 21, MKNOD 27
+	wantCaps(t, "banger-helper.service", 1<<0|1<<1|1<<3|1<<12|1<<21|1<<27)
+}
+
+// wantCaps checks the capability bounding set of a service.
+func wantCaps(t *testing.T, unit string, want uint64) {
+	t.Helper()
+	pid := mainPID(t, unit)
+	got, err := strconv.ParseUint(status(t, pid)["CapBnd"], 16, 64)
+	if err != nil || got != want {
+		t.Errorf("%s has capabilities %x, want %x (%v)", unit, got, want, err)
+	}
+}
+
+func TestKilledFirecrackerIsToldAndLeavesNothing(t *testing.T) {
+	leavesNothing(t)
+	vm := running(t)
+	best := time.Hour
+	for range 3 { // the lab is emulated and shares its CPUs: the best of three counts
+		if err := syscall.Kill(mainPID(t, vm.Unit), syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		killed := time.Now()
+		wantGone(t, vm.ID, 5*time.Second)
+		best = min(best, time.Since(killed))
+		eventually(t, time.Second, func() error {
+			if v := show(t, vm.Name); v.State != api.StateFailed || !strings.Contains(v.Reason, "KILL") {
+				return fmt.Errorf("state %s, reason %q", v.State, v.Reason)
+			}
+			return nil
+		})
+		must(t, "vm", "start", vm.Name)
+	}
+	t.Logf("all gone %s after SIGKILL", best)
+	if best > time.Second {
+		t.Errorf("it took %s", best)
+	}
+	must(t, "vm", "exec", vm.Name, "--", "true")
+}
+
+func TestServicesMayRestartUnderAVM(t *testing.T) {
+	leavesNothing(t)
+	vm := running(t)
+	boot := must(t, "vm", "exec", vm.Name, "--", "cat", "/proc/sys/kernel/random/boot_id")
+	for _, units := range [][]string{{"bangerd"}, {"banger-helper"}, {"bangerd", "banger-helper"}} {
+		root(t, append([]string{"systemctl", "restart"}, units...)...)
+		if now := must(t, "vm", "exec", vm.Name, "--", "cat", "/proc/sys/kernel/random/boot_id"); now != boot {
+			t.Errorf("after restart of %v: boot id %q, was %q", units, now, boot)
+		}
+	}
+	if v := show(t, vm.Name); v.State != api.StateRunning {
+		t.Errorf("state %s", v.State)
+	}
+}
+
+func TestStopKeepsWhatWasWritten(t *testing.T) {
+	leavesNothing(t)
+	vm := running(t)
+	must(t, "vm", "exec", vm.Name, "--", "sh", "-c", "echo kept > /var/kept")
+	must(t, "vm", "stop", vm.Name)
+	if v := show(t, vm.Name); v.State != api.StateStopped {
+		t.Fatalf("state %s: %s", v.State, v.Reason)
+	}
+	wantGone(t, vm.ID, time.Second)
+	must(t, "vm", "start", vm.Name)
+	if got := must(t, "vm", "exec", vm.Name, "--", "cat", "/var/kept"); got != "kept\n" {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestSystemdComesUpBehindTheAgent(t *testing.T) {
+	vm := running(t)
+	if vm.Guest == nil || !strings.Contains(vm.Guest.Init, "systemd") && !strings.Contains(vm.Guest.Init, "init") {
+		t.Fatalf("guest %+v", vm.Guest)
+	}
+	eventually(t, 90*time.Second, func() error {
+		r := banger(t, "vm", "exec", vm.Name, "--", "systemctl", "is-system-running")
+		if got := strings.TrimSpace(r.stdout); got != "running" && got != "degraded" {
+			return fmt.Errorf("systemd says %q %s", got, r.stderr)
+		}
+		return nil
+	})
+}
+
+func TestDownDaemonGivesAHint(t *testing.T) {
+	root(t, "systemctl", "stop", "bangerd.socket", "bangerd.service")
+	r := banger(t, "vm", "list")
+	root(t, "systemctl", "start", "bangerd.socket")
+	if r.code == 0 || !strings.Contains(r.stderr, "hint:") {
+		t.Errorf("%+v", r)
+	}
+	// The socket is there before the daemon: a command waits for it.
+	if r := banger(t, "vm", "list"); r.code != 0 {
+		t.Errorf("with a starting daemon: %+v", r)
+	}
+}
+
+func TestBadInputIsRefusedAndLeavesNothing(t *testing.T) {
+	leavesNothing(t)
+	vm := running(t)
+	dir := openDir(t)
+	bad := filepath.Join(dir, "bad")
+	if err := os.WriteFile(bad, []byte(strings.Repeat("this is no kernel and no tar\n", 1000)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for what, args := range map[string][]string{
+		"image \"nope\"":     {"vm", "run", "--rm", "--image", "nope", "--", "true"},
+		"kernel \"nope\"":    {"vm", "run", "--rm", "--kernel", "nope", "--", "true"},
+		"cannot be a name":   {"vm", "run", "--rm", "--name", "Upper", "--", "true"},
+		"is taken":           {"vm", "run", "--name", vm.Name, "--", "true"},
+		"at least 1":         {"vm", "run", "--rm", "--vcpu", "0", "--", "true"},
+		"33 vCPU":            {"vm", "run", "--rm", "--vcpu", "33", "--", "true"},
+		"of memory are":      {"vm", "run", "--rm", "--memory", "8M", "--", "true"},
+		"cannot import":      {"image", "import", "bad", bad},
+		"no such file":       {"image", "import", "bad", filepath.Join(dir, "absent")},
+		"kernel":             {"kernel", "import", "bad", "--from", bad},
+		"there is no VM":     {"vm", "exec", "nope", "--", "true"},
+		"there is no image":  {"image", "delete", "nope"},
+		"there is no kernel": {"kernel", "delete", "nope"},
+		"it is running":      {"vm", "delete", vm.Name},
+		"VMs are made from":  {"image", "delete", vm.Image},
+	} {
+		r := banger(t, args...)
+		if r.code == 0 || !strings.Contains(r.stderr, what) || !strings.HasPrefix(r.stderr, "banger: ") {
+			t.Errorf("%v: exit %d, stderr %q; want %q", args, r.code, r.stderr, what)
+		}
+		if strings.HasPrefix(what, "image \"") && r.code != 125 {
+			t.Errorf("vm run: exit %d for banger's own failure, want 125", r.code)
+		}
+	}
+	if out := must(t, "image", "list"); strings.Contains(out, "bad") {
+		t.Errorf("an image was left:\n%s", out)
+	}
+	if out := must(t, "vm", "list", "--json"); strings.Count(out, `"id"`) != 1 {
+		t.Errorf("a VM was left:\n%s", out)
+	}
+}
+
+// openDir is a temporary directory that the owner may enter.
+func openDir(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := errors.Join(os.Chmod(dir, 0o755), os.Chmod(filepath.Dir(dir), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
