@@ -38,13 +38,13 @@ func OpenImages(ctx context.Context, s *store.Store, dir string, virtualSize int
 // were read. After an error nothing is left.
 func (c *Images) Import(ctx context.Context, name string, r io.Reader, progress func(int64)) error {
 	var info image.Info
-	return c.shelf.Import(name,
+	return c.shelf.Import(ctx, name,
 		func() error { _, err := c.store.Image(ctx, name); return err },
-		func(dir string) (err error) {
+		func(ctx context.Context, dir string) (err error) {
 			info, err = image.Import(ctx, r, dir, image.Options{VirtualSize: c.virtualSize, Progress: progress})
 			return err
 		},
-		func(id string) error {
+		func(ctx context.Context, id string) error {
 			return c.store.InsertImage(ctx, &store.Image{ID: id, Name: name, Size: info.Size,
 				DiskBytes: info.DiskBytes, Files: info.Files, ImportedAt: time.Now().UTC()})
 		})

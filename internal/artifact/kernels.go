@@ -23,6 +23,8 @@ import (
 type Blobs interface {
 	// PutBlob stores a copy of a file, named relative to the state directory.
 	PutBlob(ctx context.Context, path string) (helper.Blob, error)
+	// GCBlobs removes the blobs that are not in keep and in no jail.
+	GCBlobs(ctx context.Context, keep []string) error
 }
 
 // dirName is where the catalog lies in the state directory.
@@ -35,6 +37,7 @@ type Kernels struct {
 	shelf shelf
 	agent string
 	blobs Blobs
+	log   *slog.Logger
 
 	agentHash func() (string, error)
 	build     sync.Mutex // one initrd at a time
@@ -43,7 +46,7 @@ type Kernels struct {
 // OpenKernels returns those in stateDir/kernels, swept of what unfinished
 // imports left. agent is the path of banger-agent.
 func OpenKernels(ctx context.Context, s *store.Store, stateDir, agent string, blobs Blobs, log *slog.Logger) (*Kernels, error) {
-	c := &Kernels{store: s, agent: agent, blobs: blobs,
+	c := &Kernels{store: s, agent: agent, blobs: blobs, log: log,
 		shelf:     shelf{Dir: filepath.Join(stateDir, dirName), Kind: "kernel"},
 		agentHash: sync.OnceValues(func() (string, error) { return hashFile(agent) })}
 	kernels, err := s.Kernels(ctx)
@@ -61,10 +64,10 @@ func OpenKernels(ctx context.Context, s *store.Store, stateDir, agent string, bl
 // error nothing is left.
 func (c *Kernels) Import(ctx context.Context, name string, r io.Reader) error {
 	var info kernel.Info
-	return c.shelf.Import(name,
+	err := c.shelf.Import(ctx, name,
 		func() error { _, err := c.store.Kernel(ctx, name); return err },
-		func(dir string) (err error) { info, err = kernel.Import(ctx, r, dir); return err },
-		func(id string) (err error) {
+		func(ctx context.Context, dir string) (err error) { info, err = kernel.Import(ctx, r, dir); return err },
+		func(ctx context.Context, id string) (err error) {
 			k := &store.Kernel{ID: id, Name: name, Release: info.Release, Size: info.Size, SHA256: info.SHA256,
 				Modules: info.Modules, MinMemoryMiB: info.MinMemoryMiB, ImportedAt: time.Now().UTC()}
 			if k.InitrdSHA256, k.InitrdAgent, err = c.send(ctx, k); err != nil {
@@ -72,6 +75,26 @@ func (c *Kernels) Import(ctx context.Context, name string, r io.Reader) error {
 			}
 			return c.store.InsertKernel(ctx, k)
 		})
+	if err != nil {
+		c.gc(context.WithoutCancel(ctx))
+	}
+	return err
+}
+
+// gc removes blobs of kernels that are gone. Not to have done it costs only
+// room, and a blob taken too early is sent again when it is missed.
+func (c *Kernels) gc(ctx context.Context) {
+	ks, err := c.store.Kernels(ctx)
+	keep := []string{}
+	for _, k := range ks {
+		keep = append(keep, k.SHA256, k.InitrdSHA256)
+	}
+	if err == nil {
+		err = c.blobs.GCBlobs(ctx, keep)
+	}
+	if err != nil {
+		c.log.WarnContext(ctx, "cannot remove blobs that nobody needs", "error", err)
+	}
 }
 
 // Blobs returns the sha256 of kernel and initrd as the helper knows them. With
@@ -86,10 +109,21 @@ func (c *Kernels) Blobs(ctx context.Context, k *store.Kernel, resend bool) (elf,
 	}
 	c.build.Lock()
 	defer c.build.Unlock()
+	now, err := c.store.KernelByID(ctx, k.ID) // another start may have done it meanwhile
+	if err != nil {
+		return "", "", err
+	}
+	if now.InitrdAgent == agent && now.InitrdAgent != k.InitrdAgent {
+		return now.SHA256, now.InitrdSHA256, nil
+	}
 	if initrd, agent, err = c.send(ctx, k); err != nil {
 		return "", "", fmt.Errorf("cannot prepare kernel %q: %w", k.Name, err)
 	}
-	return k.SHA256, initrd, c.store.SetInitrd(ctx, k.ID, initrd, agent)
+	if err := c.store.SetInitrd(ctx, k.ID, initrd, agent); err != nil {
+		return "", "", err
+	}
+	c.gc(ctx) // the initrd of the agent before
+	return k.SHA256, initrd, nil
 }
 
 // send builds the kernel's initrd and gives both to the helper.
@@ -120,7 +154,11 @@ func (c *Kernels) Delete(ctx context.Context, name string) error {
 	} else if err != nil {
 		return err
 	}
-	return c.shelf.Delete(name, k.ID, k.UsedBy, func() error { return c.store.DeleteKernel(ctx, k.ID) })
+	err = c.shelf.Delete(name, k.ID, k.UsedBy, func() error { return c.store.DeleteKernel(ctx, k.ID) })
+	if err == nil {
+		c.gc(ctx)
+	}
+	return err
 }
 
 // List returns all kernels by name.

@@ -15,6 +15,9 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"banger/api"
 	"banger/internal/store"
@@ -36,8 +39,10 @@ type shelf struct {
 
 // Import makes the artifact name. taken looks for the name in the store; fill
 // writes the content into a fresh private directory, which is then moved to
-// Path(id); record stores it. After an error nothing is left.
-func (s *shelf) Import(name string, taken func() error, fill func(dir string) error, record func(id string) error) (err error) {
+// Path(id); record stores it. After an error nothing is left. The context that
+// fill gets ends when the disk runs low: the disks of running VMs lie on it.
+func (s *shelf) Import(ctx context.Context, name string, taken func() error,
+	fill func(ctx context.Context, dir string) error, record func(ctx context.Context, id string) error) (err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("cannot import %s %q: %w", s.Kind, name, err)
@@ -64,14 +69,61 @@ func (s *shelf) Import(name string, taken func() error, fill func(dir string) er
 			err = errors.Join(err, os.RemoveAll(dir))
 		}
 	}()
-	if err := fill(dir); err != nil {
+	if err := s.fill(ctx, dir, fill); err != nil {
 		return err
 	}
 	if err := os.Rename(dir, s.Path(id)); err != nil {
 		return err
 	}
 	dir = s.Path(id)
-	return record(id)
+	return record(context.WithoutCancel(ctx), id) // else the record could be there and the files gone
+}
+
+const (
+	// reserve is what an import leaves free, more than a start asks for.
+	reserve = 768 << 20
+	// lookEvery is how often free space is asked for; nothing tells of it.
+	lookEvery = 200 * time.Millisecond
+)
+
+// fill runs f while enough is free.
+func (s *shelf) fill(ctx context.Context, dir string, f func(context.Context, string) error) error {
+	if err := s.room(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		tick := time.NewTicker(lookEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				if err := s.room(); err != nil {
+					cancel(err)
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	err := f(ctx, dir)
+	if err != nil && ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+func (s *shelf) room() error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.Dir, &st); err != nil {
+		return fmt.Errorf("cannot ask %s for free space: %w", s.Dir, err)
+	}
+	if free := int64(st.Bavail) * st.Bsize; free < reserve {
+		return api.Problemf(507, api.CodeNoSpace, "no space: %d MiB are free in %s, and %d are kept for the VMs", free>>20, s.Dir, reserve>>20).
+			WithHint("delete what is no longer needed, see `banger image list` and `banger vm list`")
+	}
+	return nil
 }
 
 // begin takes the name for one import, so that the second of two finds out
@@ -125,7 +177,8 @@ func (s *shelf) Missing(name string) error {
 // Path is where the artifact id lies.
 func (s *shelf) Path(id string) string { return filepath.Join(s.Dir, id) }
 
-// Sweep makes the shelf and removes every directory that is not in known.
+// Sweep makes the shelf and removes what unfinished imports left. A directory
+// without a record is only told of: the records may be the older of the two.
 func (s *shelf) Sweep(ctx context.Context, log *slog.Logger, known map[string]bool) error {
 	if err := os.MkdirAll(s.Dir, 0o700); err != nil {
 		return fmt.Errorf("cannot make the %s directory: %w", s.Kind, err)
@@ -136,6 +189,10 @@ func (s *shelf) Sweep(ctx context.Context, log *slog.Logger, known map[string]bo
 	}
 	for _, e := range entries {
 		if known[e.Name()] {
+			continue
+		}
+		if !strings.HasPrefix(e.Name(), staging) {
+			log.WarnContext(ctx, "no record knows this directory", "kind", s.Kind, "dir", s.Path(e.Name()))
 			continue
 		}
 		log.InfoContext(ctx, "removing leftover", "kind", s.Kind, "dir", e.Name())

@@ -54,6 +54,8 @@ func (d *Daemon) dial(w http.ResponseWriter, r *http.Request) {
 	local, isUnix := caller.(*net.UnixConn)
 	pass := isUnix && r.Header.Get(passFDHeader) == "1"
 	answer := "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + upgradeName + "\r\n" +
+		// A caller may ask for nothing else before it uses the connection.
+		api.VersionHeader + ": " + w.Header().Get(api.VersionHeader) + "\r\n" +
 		hasFDHeader + ": " + map[bool]string{true: "yes", false: "no"}[pass] + "\r\n\r\n"
 	if _, err := io.WriteString(caller, answer); err != nil {
 		return

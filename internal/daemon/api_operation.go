@@ -11,6 +11,7 @@ import (
 
 	"banger/api"
 	"banger/internal/jsonhttp"
+	"banger/internal/vm"
 )
 
 // eventPause bounds how often a watcher is told of progress in bytes.
@@ -32,7 +33,7 @@ func (d *Daemon) getOperation(_ context.Context, in *idInput) (api.Operation, er
 func (d *Daemon) cancelOperation(_ context.Context, in *idInput) (none, error) {
 	op, err := d.ops.get(in.ID)
 	if err == nil {
-		op.cancel(errCancelled)
+		op.cancel(vm.ErrCancelled)
 	}
 	return none{}, err
 }
@@ -99,12 +100,20 @@ func (d *Daemon) putInput(w http.ResponseWriter, r *http.Request) {
 	in := &inputStream{Reader: r.Body, done: make(chan struct{})}
 	select {
 	case op.input <- in:
-		<-in.done
-		w.WriteHeader(http.StatusNoContent)
 	case <-r.Context().Done():
-	case <-time.After(inputWait):
+		return
+	case <-op.over:
 		writeError(w, api.Conflict("operation %s takes no data now", r.PathValue("id")))
+		return
 	}
+	select {
+	case <-in.done:
+	case <-op.over:
+		// Cancelled, perhaps while a read waits for a sender that stalls.
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now()) // else the read ends with the connection
+		<-in.done
+	}
+	w.WriteHeader(http.StatusNoContent)
 }
 
 // statusError gives huma the Problem in err's chain.

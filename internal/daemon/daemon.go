@@ -6,7 +6,6 @@ package daemon
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -66,10 +65,6 @@ func Open(ctx context.Context, log *slog.Logger) (d *Daemon, err error) {
 	agent := filepath.Join(paths.LibexecDir, "banger-agent")
 	if d.kernels, err = artifact.OpenKernels(ctx, d.store, paths.StateDir, agent, d.helper, log); err != nil {
 		return d, err
-	}
-	// Starts the helper, which makes the directory of exit records.
-	if _, err = d.helper.Check(ctx); err != nil {
-		return d, fmt.Errorf("cannot reach banger-helper: %w", err)
 	}
 	d.vms, err = vm.NewManager(ctx, vm.Options{
 		Store: d.store, Helper: d.helper, Kernels: d.kernels, Hosts: d.hosts, Log: log,

@@ -54,6 +54,8 @@ func fact(id, problem, good, why, fix string) api.Check {
 
 func firecrackerCheck(f helper.HostFacts) api.Check {
 	switch {
+	case f.Programs != "":
+		return fail("firecracker", f.Programs, "VMs run only in what was installed", "sudo banger system install")
 	case f.Firecracker == "" || f.Jailer == "":
 		return fail("firecracker", "firecracker or jailer cannot be used", "VMs run in it", "sudo banger system install")
 	case f.Firecracker != f.Jailer:

@@ -13,6 +13,7 @@ import (
 
 	"banger/api"
 	"banger/internal/jsonhttp"
+	"banger/internal/vm"
 )
 
 // keepFinished is how many finished operations stay readable.
@@ -39,6 +40,7 @@ func newOperations(log *slog.Logger) *operations {
 // operation is one change under way. It is the vm.Reporter of that change.
 type operation struct {
 	cancel context.CancelCauseFunc
+	over   <-chan struct{}   // closed when it was cancelled or has ended
 	input  chan *inputStream // nil: takes no input
 
 	mu      sync.Mutex
@@ -54,13 +56,6 @@ type inputStream struct {
 	done chan struct{}
 }
 
-// errCancelled is the cause given to an operation that a person cancelled;
-// errEnding when the daemon has to end.
-var (
-	errCancelled = errors.New("cancelled on request")
-	errEnding    = errors.New("bangerd is ending")
-)
-
 // begin starts run in the background and returns at once. run goes on when the
 // caller leaves; it is cancelled by DELETE and by the daemon's end.
 func (o *operations) begin(ctx context.Context, kind, target string, takesInput bool,
@@ -73,6 +68,7 @@ func (o *operations) begin(ctx context.Context, kind, target string, takesInput 
 		op.input = make(chan *inputStream)
 	}
 	ctx, op.cancel = context.WithCancelCause(jsonhttp.WithOperation(context.WithoutCancel(ctx), op.op.ID))
+	op.over = ctx.Done()
 
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -141,7 +137,7 @@ func (o *operations) close() {
 	o.mu.Lock()
 	o.closing = true
 	for _, op := range o.byID {
-		op.cancel(errEnding)
+		op.cancel(vm.ErrEnding)
 	}
 	o.mu.Unlock()
 	o.wg.Wait()
@@ -185,7 +181,7 @@ func (op *operation) finish(ctx context.Context, err error) {
 	if err != nil {
 		op.op.Status = api.OperationFailed
 		op.op.Error = jsonhttp.AsProblem(err)
-		if errors.Is(context.Cause(ctx), errCancelled) {
+		if errors.Is(context.Cause(ctx), vm.ErrCancelled) {
 			op.op.Status = api.OperationCancelled
 			op.op.Error.Code = api.CodeCancelled
 		}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"banger/api"
+	"banger/internal/vm"
 )
 
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
@@ -55,7 +56,7 @@ func TestOperationStatusTellsWhoEndedIt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	op.cancel(errCancelled)
+	op.cancel(vm.ErrCancelled)
 	if s := await(t, op); s.Status != api.OperationCancelled || s.Error.Code != api.CodeCancelled {
 		t.Errorf("cancelled: %+v", s)
 	}

@@ -41,6 +41,12 @@ func (c *Client) PutBlob(ctx context.Context, path string) (Blob, error) {
 	return call[Blob](ctx, c, "blob.put", BlobPutRequest{Path: path})
 }
 
+// GCBlobs removes the blobs that are not in keep and in no jail.
+func (c *Client) GCBlobs(ctx context.Context, keep []string) error {
+	_, err := call[Empty](ctx, c, "blob.gc", BlobGCRequest{Keep: keep})
+	return err
+}
+
 // Attach makes the VM's root disk of base and overlay.
 func (c *Client) Attach(ctx context.Context, r AttachRequest) (Attached, error) {
 	return call[Attached](ctx, c, "vm.attach", r)

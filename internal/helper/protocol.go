@@ -3,7 +3,7 @@
 // POST /v1/<verb> with JSON in and out. See docs/security.md.
 package helper
 
-// Reserve gives a VM its slot, the small number that its uid and address are
+// ReserveRequest gives a VM its slot, the small number that its uid and address are
 // made of. Reserving again returns the same slot.
 type ReserveRequest struct {
 	ID string `json:"id"`
@@ -30,6 +30,11 @@ type BlobPutRequest struct {
 type Blob struct {
 	SHA256 string `json:"sha256"`
 	Size   int64  `json:"size"`
+}
+
+// BlobGCRequest names the blobs that are still wanted, by sha256.
+type BlobGCRequest struct {
+	Keep []string `json:"keep"`
 }
 
 // AttachRequest joins a read-only base image and an overlay to the VM's root

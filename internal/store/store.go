@@ -20,7 +20,7 @@ import (
 //go:embed migrations/*.sql
 var migrations embed.FS
 
-// ErrNotFound and ErrExists are all a caller needs to tell apart.
+// What a caller needs to tell apart.
 var (
 	ErrNotFound = errors.New("not found")
 	ErrExists   = errors.New("already exists")

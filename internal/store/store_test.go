@@ -100,6 +100,12 @@ func TestReferences(t *testing.T) {
 			t.Errorf("VM(%q): %v, want not found", ref, err)
 		}
 	}
+	if v, err := s.VMByID(ctx, "abcdabcdabcd"); err != nil || v.Name != "0123" {
+		t.Errorf("by id: %v, %v", v, err)
+	}
+	if _, err := s.VMByID(ctx, "0123"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("a name or a part is no id: %v", err)
+	}
 	if err := s.InsertVM(ctx, sample("012388888888", "three")); err != nil {
 		t.Fatal(err)
 	}

@@ -88,6 +88,18 @@ func (s *Store) VM(ctx context.Context, ref string) (*VM, error) {
 		WithHint("use the name or more digits of the id")
 }
 
+// VMByID finds a record by its whole id, and by nothing else.
+func (s *Store) VMByID(ctx context.Context, id string) (*VM, error) {
+	vs, err := s.queryVMs(ctx, `WHERE v.id=?`, id)
+	if err == nil && len(vs) == 0 {
+		err = fmt.Errorf("VM %s: %w", id, ErrNotFound)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return vs[0], nil
+}
+
 // VMs lists all records, oldest first.
 func (s *Store) VMs(ctx context.Context) ([]*VM, error) {
 	return s.queryVMs(ctx, `ORDER BY v.created_at, v.id`)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -93,6 +94,9 @@ func (w *exitWatch) run() {
 
 func (w *exitWatch) tell(id string) {
 	e, err := readExit(w.dir, id)
+	if errors.Is(err, fs.ErrNotExist) {
+		return // of an earlier run: vm.launch has removed it
+	}
 	if err != nil {
 		// Still an end, only without words: whoever waits must not wait for ever.
 		e = helper.Exit{ID: id, Result: "unknown"}

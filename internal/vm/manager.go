@@ -37,8 +37,15 @@ type Helper interface {
 	Handover(ctx context.Context, id string) error
 	Kill(ctx context.Context, id string) error
 	Cleanup(ctx context.Context, id string) error
-	Check(ctx context.Context) (helper.HostFacts, error)
 }
+
+// Causes of a cancelled context that mean something here.
+var (
+	// ErrCancelled: a person asked for it.
+	ErrCancelled = errors.New("cancelled on request")
+	// ErrEnding: bangerd has to end; its next start goes on from the record.
+	ErrEnding = errors.New("bangerd is ending")
+)
 
 // Kernels gives the helper's names of what a kernel boots.
 type Kernels interface {
@@ -78,7 +85,7 @@ type Manager struct {
 	boot  string // boot id of the host
 
 	tasks  sync.WaitGroup // background work on VMs that ended
-	closed context.CancelFunc
+	closed context.CancelCauseFunc
 	ctx    context.Context
 }
 
@@ -89,7 +96,7 @@ func NewManager(ctx context.Context, o Options) (*Manager, error) {
 		return nil, fmt.Errorf("cannot read the host's boot id: %w", err)
 	}
 	m := &Manager{Options: o, boot: strings.TrimSpace(string(boot))}
-	m.ctx, m.closed = context.WithCancel(context.WithoutCancel(ctx))
+	m.ctx, m.closed = context.WithCancelCause(context.WithoutCancel(ctx))
 	// Watch first, then look: an end in between is seen twice, never missed.
 	if m.exits, err = watchExits(o.ExitDir, m.exited); err != nil {
 		return nil, err
@@ -102,7 +109,7 @@ func NewManager(ctx context.Context, o Options) (*Manager, error) {
 
 // Close ends the watching of VMs. The VMs themselves go on.
 func (m *Manager) Close() error {
-	m.closed()
+	m.closed(ErrEnding)
 	err := m.exits.close()
 	m.tasks.Wait()
 	return err
@@ -144,6 +151,9 @@ func (m *Manager) resolve(ctx context.Context, v *store.VM, spec api.VMSpec) err
 	if spec.Name != "" && !guest.ValidName(spec.Name) {
 		return api.BadRequest("cannot create VM: %q is no name", spec.Name).
 			WithHint("a name has 1 to 63 characters of a-z, 0-9 and '-', and no '-' at either end")
+	}
+	if guest.ValidID(spec.Name) { // it could be mistaken for another VM's id
+		return api.BadRequest("cannot create VM: the name %q looks like an id", spec.Name).WithHint("choose another with --name")
 	}
 	if v.VCPU < 1 || v.VCPU > maxVCPU {
 		return api.BadRequest("cannot create VM: %d vCPUs are not possible", v.VCPU).WithHint("give 1 to %d with --vcpu", maxVCPU)
@@ -194,6 +204,9 @@ func (m *Manager) Get(ctx context.Context, ref string) (*store.VM, error) {
 // List returns all VMs, oldest first.
 func (m *Manager) List(ctx context.Context) ([]*store.VM, error) { return m.Store.VMs(ctx) }
 
+// connectTime bounds a connection to a guest, which may be frozen or hostile.
+const connectTime = 10 * time.Second
+
 // Dial connects to a vsock port of a running VM.
 func (m *Manager) Dial(ctx context.Context, ref string, port uint32) (*net.UnixConn, error) {
 	v, err := m.Get(ctx, ref)
@@ -204,6 +217,8 @@ func (m *Manager) Dial(ctx context.Context, ref string, port uint32) (*net.UnixC
 		return nil, api.Conflict("cannot reach VM %q: it is %s", v.Name, v.State).
 			WithHint("start it with `banger vm start %s`", v.Name)
 	}
+	ctx, cancel := context.WithTimeout(ctx, connectTime)
+	defer cancel()
 	u, err := jailOf(v.ID, v.UID).dialGuest(ctx, port)
 	if errors.Is(err, guest.ErrRefused) {
 		return nil, api.Problemf(http.StatusBadGateway, "refused", "cannot reach VM %q: nothing in the guest listens on vsock port %d", v.Name, port)
@@ -213,18 +228,18 @@ func (m *Manager) Dial(ctx context.Context, ref string, port uint32) (*net.UnixC
 	return u, nil
 }
 
-// locked runs f on the newest record of a VM while nothing else works on it.
-func (m *Manager) locked(ctx context.Context, ref string, f func(*store.VM) error) error {
-	v, err := m.Get(ctx, ref)
-	if err != nil {
-		return err
-	}
-	unlock, err := m.locks.lock(ctx, v.ID)
+// locked runs f on the newest record of the VM with that id while nothing else
+// works on it.
+func (m *Manager) locked(ctx context.Context, id string, f func(*store.VM) error) error {
+	unlock, err := m.locks.lock(ctx, id)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	if v, err = m.Get(ctx, v.ID); err != nil { // it may have changed or gone meanwhile
+	v, err := m.Store.VMByID(ctx, id)
+	if errors.Is(err, store.ErrNotFound) {
+		return api.NotFound("there is no VM %s any more", id)
+	} else if err != nil {
 		return err
 	}
 	return f(v)

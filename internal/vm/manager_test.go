@@ -43,9 +43,6 @@ func (f *fakeHelper) Launch(context.Context, helper.LaunchRequest) (helper.Launc
 func (f *fakeHelper) Handover(context.Context, string) error { return f.do("handover") }
 func (f *fakeHelper) Kill(context.Context, string) error     { return f.do("kill") }
 func (f *fakeHelper) Cleanup(context.Context, string) error  { return f.do("cleanup") }
-func (f *fakeHelper) Check(context.Context) (helper.HostFacts, error) {
-	return helper.HostFacts{}, f.do("check")
-}
 
 type fakeKernels struct{ resent int }
 
@@ -128,7 +125,7 @@ func TestFailedStartUndoesAndTells(t *testing.T) {
 		t.Fatal(err)
 	}
 	var seen stages
-	err = m.Start(t.Context(), "a", &seen)
+	err = m.Start(t.Context(), v.ID, &seen)
 	p, ok := errors.AsType[*api.Problem](err)
 	if !ok || p.Code != helper.CodeVMMEnded || p.Hint != "call a doctor" || !strings.Contains(p.Detail, "firecracker_launch: firecracker is ill") {
 		t.Errorf("error %v (%+v)", err, p)
@@ -145,7 +142,7 @@ func TestFailedStartUndoesAndTells(t *testing.T) {
 	}
 
 	h.calls = nil
-	if err := m.Delete(t.Context(), "a", false, &seen); err != nil {
+	if err := m.Delete(t.Context(), v.ID, false, &seen); err != nil {
 		t.Fatal(err)
 	}
 	if want := []string{"kill", "cleanup", "release"}; !slices.Equal(h.calls, want) {
@@ -168,7 +165,7 @@ func TestUndoNeverRemovesAnOverlayOfAnEarlierRun(t *testing.T) {
 	if err := errors.Join(os.MkdirAll(filepath.Dir(overlay), 0o700), os.WriteFile(overlay, []byte("data"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	if err := m.Start(t.Context(), "a", &stages{}); err == nil {
+	if err := m.Start(t.Context(), v.ID, &stages{}); err == nil {
 		t.Fatal("it started")
 	}
 	if raw, err := os.ReadFile(overlay); err != nil || string(raw) != "data" {
@@ -180,10 +177,11 @@ func TestLostBlobsAreSentAgainOnce(t *testing.T) {
 	h := &fakeHelper{fail: map[string]error{"launch": api.Problemf(404, helper.CodeBlobUnknown, "no blob")}}
 	k := &fakeKernels{}
 	m := open(t, t.TempDir(), h, k)
-	if _, err := m.Create(t.Context(), api.VMSpec{Name: "a"}); err != nil {
+	v, err := m.Create(t.Context(), api.VMSpec{Name: "a"})
+	if err != nil {
 		t.Fatal(err)
 	}
-	if err := m.Start(t.Context(), "a", &stages{}); err == nil || k.resent != 1 {
+	if err := m.Start(t.Context(), v.ID, &stages{}); err == nil || k.resent != 1 {
 		t.Errorf("resent %d times, %v", k.resent, err)
 	}
 }
@@ -232,9 +230,8 @@ func TestAnEndNobodyAskedForIsRecorded(t *testing.T) {
 		exit helper.Exit
 		want api.State
 	}{
-		"reboot":  {helper.Exit{Result: "success", ExitCode: "exited", Status: "0"}, api.StateStopped},
-		"crash":   {helper.Exit{Result: "exit-code", ExitCode: "exited", Status: "148"}, api.StateFailed},
-		"earlier": {helper.Exit{Result: "signal", ExitCode: "killed", Status: "KILL", UnixNano: 1}, api.StateRunning},
+		"reboot": {helper.Exit{Result: "success", ExitCode: "exited", Status: "0"}, api.StateStopped},
+		"crash":  {helper.Exit{Result: "exit-code", ExitCode: "exited", Status: "148"}, api.StateFailed},
 	} {
 		v, err := m.Create(t.Context(), api.VMSpec{Name: name})
 		if err != nil {
@@ -244,9 +241,7 @@ func TestAnEndNobodyAskedForIsRecorded(t *testing.T) {
 		if err := m.Store.UpdateVM(t.Context(), v); err != nil {
 			t.Fatal(err)
 		}
-		if tc.exit.ID = v.ID; tc.exit.UnixNano == 0 {
-			tc.exit.UnixNano = time.Now().UnixNano()
-		}
+		tc.exit.ID = v.ID
 		told, done := m.exits.wait(v.ID)
 		writeExit(t, m.ExitDir, tc.exit)
 		if e := <-told; e.Result != tc.exit.Result {
@@ -266,6 +261,67 @@ func TestAnEndNobodyAskedForIsRecorded(t *testing.T) {
 			case <-time.After(5 * time.Millisecond):
 			}
 		}
+	}
+}
+
+func TestAnEndOfAnEarlierRunIsIgnored(t *testing.T) {
+	m := open(t, t.TempDir(), &fakeHelper{}, &fakeKernels{})
+	v, err := m.Create(t.Context(), api.VMSpec{Name: "a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.State = api.StateRunning
+	if err := m.Store.UpdateVM(t.Context(), v); err != nil {
+		t.Fatal(err)
+	}
+	m.exited(helper.Exit{ID: v.ID, Result: "signal", ExitCode: "killed", Status: "KILL"}) // its record is gone
+	m.tasks.Wait()
+	if got, err := m.Get(t.Context(), "a"); err != nil || got.State != api.StateRunning {
+		t.Errorf("state %s, %v", got.State, err)
+	}
+}
+
+func TestACancelledStartSaysSo(t *testing.T) {
+	m := open(t, t.TempDir(), &fakeHelper{}, &fakeKernels{})
+	v, err := m.Create(t.Context(), api.VMSpec{Name: "a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	m.Helper = &cancelling{fakeHelper: &fakeHelper{}, cancel: func() { cancel(ErrCancelled) }}
+	err = m.Start(ctx, v.ID, &stages{})
+	p, ok := errors.AsType[*api.Problem](err)
+	if !ok || p.Code != api.CodeCancelled || !strings.Contains(p.Detail, ErrCancelled.Error()) {
+		t.Errorf("%v (%+v)", err, p)
+	}
+	if got, err := m.Get(t.Context(), "a"); err != nil || got.State != api.StateFailed {
+		t.Errorf("state %s, %v", got.State, err)
+	}
+}
+
+// cancelling is a person who gives up while the disk is made.
+type cancelling struct {
+	*fakeHelper
+	cancel func()
+}
+
+func (c *cancelling) Attach(ctx context.Context, _ helper.AttachRequest) (helper.Attached, error) {
+	c.cancel()
+	return helper.Attached{}, ctx.Err()
+}
+
+func TestAStopCutOffByTheDaemonIsFinishedLater(t *testing.T) {
+	ended := make(chan helper.Exit, 1)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(ErrEnding)
+	if err := awaitEnd(ctx, ended, time.Hour); !errors.Is(err, ErrEnding) {
+		t.Errorf("bangerd's end: %v", err)
+	}
+	ctx, cancel = context.WithCancelCause(t.Context())
+	cancel(ErrCancelled) // a person cannot call a guest back
+	ended <- helper.Exit{}
+	if err := awaitEnd(ctx, ended, time.Hour); err != nil {
+		t.Errorf("a person's: %v", err)
 	}
 }
 

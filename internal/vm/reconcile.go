@@ -6,9 +6,12 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
+	"time"
 
 	"banger/api"
+	"banger/internal/guest"
 	"banger/internal/store"
 )
 
@@ -16,52 +19,108 @@ import (
 const cgroupDir = "/sys/fs/cgroup/banger.slice/"
 
 // reconcile compares the records with the host after bangerd was away: VMs
-// that run are adopted, those that ended are told of, and what was caught in
-// the middle of a change is cleared and marked. Nothing is guessed.
+// that run are adopted, those that ended are told of, what was caught in the
+// middle of a change is cleared and marked, and units that should not run are
+// ended. Nothing is guessed.
 func (m *Manager) reconcile(ctx context.Context) error {
 	vs, err := m.Store.ActiveVMs(ctx)
 	if err != nil {
 		return err
 	}
+	wanted := map[string]bool{}
 	for _, v := range vs {
+		wanted[v.ID] = true
 		if err := m.reconcileOne(ctx, v); err != nil {
 			// One VM in trouble must not keep the others from being served.
 			m.Log.ErrorContext(ctx, "cannot reconcile", "vm", v.ID, "name", v.Name, "error", err)
+		}
+	}
+	units, err := filepath.Glob(cgroupDir + UnitOf("*"))
+	if err != nil {
+		return err
+	}
+	for _, unit := range units {
+		id, ok := strings.CutPrefix(strings.TrimSuffix(filepath.Base(unit), ".service"), "banger-vm-")
+		if !ok || wanted[id] || !guest.ValidID(id) {
+			continue
+		}
+		m.Log.WarnContext(ctx, "ending a VMM that no record wants", "vm", id)
+		if err := m.clear(ctx, &store.VM{ID: id}); err != nil {
+			m.Log.ErrorContext(ctx, "cannot end it", "vm", id, "error", err)
 		}
 	}
 	return nil
 }
 
 func (m *Manager) reconcileOne(ctx context.Context, v *store.VM) error {
+	if v.HostBoot != m.boot { // only files can be left
+		if err := m.Helper.Cleanup(ctx, v.ID); err != nil {
+			return err
+		}
+		if v.State == api.StateStarting {
+			return m.setState(ctx, v, api.StateFailed, "the host was restarted while the VM was starting")
+		}
+		return m.setState(ctx, v, api.StateStopped, "the host was restarted")
+	}
 	runs, err := unitRuns(v.ID)
 	if err != nil {
 		return err
 	}
+	// A record of this run's end exists before its unit is empty: the clean-up
+	// that writes it runs in the unit.
+	e, err := readExit(m.ExitDir, v.ID)
+	over := err == nil
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	switch {
+	case v.State == api.StateRunning && over:
+		return m.ended(ctx, v, e)
 	case v.State == api.StateRunning && runs:
 		m.Log.InfoContext(ctx, "adopted", "vm", v.ID, "name", v.Name)
 		return nil
-	case v.State == api.StateRunning && v.HostBoot != m.boot:
-		return m.setState(ctx, v, api.StateStopped, "the host was restarted")
 	case v.State == api.StateRunning:
-		e, err := readExit(m.ExitDir, v.ID)
-		if errors.Is(err, fs.ErrNotExist) {
-			return m.setState(ctx, v, api.StateFailed, "firecracker ended while bangerd was not running")
-		} else if err != nil {
-			return err
-		}
-		return m.ended(ctx, v, e)
+		return m.setState(ctx, v, api.StateFailed, "firecracker ended while bangerd was not running")
+	case v.State == api.StateStopping && runs && !over:
+		m.tasks.Go(func() { m.finishStop(v.ID) })
+		return nil
 	}
-	// starting or stopping: bangerd ended in the middle.
-	if v.HostBoot == m.boot {
-		if err := m.clear(ctx, v); err != nil {
-			return err
-		}
+	if err := m.clear(ctx, v); err != nil {
+		return err
 	}
 	if v.State == api.StateStopping {
 		return m.setState(ctx, v, api.StateStopped, "")
 	}
 	return m.setState(ctx, v, api.StateFailed, "bangerd ended while the VM was starting")
+}
+
+// lateStop is how long a guest that was asked to end before bangerd restarted
+// gets until it is killed.
+const lateStop = time.Minute
+
+// finishStop goes on with a stop that bangerd's end cut off.
+func (m *Manager) finishStop(id string) {
+	ended, done := m.exits.wait(id)
+	defer done()
+	err := m.locked(m.ctx, id, func(v *store.VM) error {
+		if v.State != api.StateStopping {
+			return nil
+		}
+		runs, err := unitRuns(id)
+		if err == nil && runs {
+			err = awaitEnd(m.ctx, ended, lateStop)
+		}
+		if errors.Is(err, ErrEnding) {
+			return nil // bangerd ends again, and its record still says stopping
+		}
+		if err := m.clear(context.WithoutCancel(m.ctx), v); err != nil {
+			return err
+		}
+		return m.setState(context.WithoutCancel(m.ctx), v, api.StateStopped, "")
+	})
+	if err != nil && m.ctx.Err() == nil {
+		m.Log.Error("cannot finish a stop", "vm", id, "error", err)
+	}
 }
 
 // unitRuns reports whether the VM's unit has a process.

@@ -32,8 +32,8 @@ type startRun struct {
 
 // Start boots a VM and returns once commands can be run in it. When it fails
 // the VM is left in the state failed, with the reason, and holds nothing.
-func (m *Manager) Start(ctx context.Context, ref string, rep Reporter) error {
-	return m.locked(ctx, ref, func(v *store.VM) error {
+func (m *Manager) Start(ctx context.Context, id string, rep Reporter) error {
+	return m.locked(ctx, id, func(v *store.VM) error {
 		if v.State == api.StateRunning {
 			return api.Conflict("cannot start VM %q: it is running", v.Name)
 		}
@@ -60,7 +60,8 @@ func (m *Manager) start(ctx context.Context, v *store.VM, rep Reporter) error {
 	times, err := runSteps(ctx, log, rep, startSteps, r)
 	v.Timing = times
 	if err == nil {
-		return m.Store.UpdateVM(ctx, v)
+		// It runs: whoever cancels now is too late.
+		return m.Store.UpdateVM(context.WithoutCancel(ctx), v)
 	}
 	failure := startFailure(ctx, v, err)
 	// The caller may be gone; the record must tell the truth all the same.
@@ -80,7 +81,7 @@ func startFailure(ctx context.Context, v *store.VM, err error) *api.Problem {
 	cause := err.Error()
 	if reason := context.Cause(ctx); reason != nil && errors.Is(err, ctx.Err()) {
 		cause = fmt.Sprintf("%v (%v)", reason, err)
-		if errors.Is(reason, context.Canceled) {
+		if errors.Is(reason, ErrCancelled) {
 			p.Status, p.Code = 499, api.CodeCancelled
 		}
 	}

@@ -35,11 +35,12 @@ func (r *startRun) preflight(ctx context.Context) error {
 	if r.kernel, err = r.m.Store.KernelByID(ctx, v.KernelID); err != nil {
 		return err
 	}
-	if v.Slot < 0 {
-		slot, err := r.m.Helper.Reserve(ctx, v.ID)
-		if err != nil {
-			return err
-		}
+	// The helper's registry is the truth, and asking again changes nothing.
+	slot, err := r.m.Helper.Reserve(ctx, v.ID)
+	if err != nil {
+		return err
+	}
+	if v.Slot != slot.Slot || v.UID != slot.UID {
 		v.Slot, v.UID = slot.Slot, slot.UID
 		if err := r.m.Store.UpdateVM(ctx, v); err != nil {
 			return err
@@ -77,7 +78,7 @@ func (r *startRun) cleanupRuntime(ctx context.Context) error {
 	if !r.again {
 		return nil
 	}
-	return r.m.Helper.Cleanup(ctx, r.vm.ID)
+	return r.m.clear(ctx, r.vm)
 }
 
 // makeOverlay makes the sparse file that takes the guest's writes. It is as
@@ -88,12 +89,13 @@ func (r *startRun) makeOverlay(context.Context) error {
 	if err != nil {
 		return fmt.Errorf("cannot find the image's filesystem: %w", err)
 	}
-	f, err := os.OpenFile(r.abs(r.overlay), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if errors.Is(err, fs.ErrExist) {
-		return nil
-	}
+	f, err := os.OpenFile(r.abs(r.overlay), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return fmt.Errorf("cannot make the overlay: %w", err)
+	}
+	// An empty one is what a crash in this function left.
+	if st, err := f.Stat(); err != nil || st.Size() > 0 {
+		return errors.Join(err, f.Close())
 	}
 	r.overlayMade = true
 	const chunk = 4096
@@ -138,7 +140,9 @@ func (r *startRun) writeIdentity(context.Context) error {
 	if err := r.doc.Validate(); err != nil {
 		return err
 	}
-	raw, err := json.MarshalIndent(r.doc, "", "  ")
+	kept := r.doc
+	kept.SSH.HostKey = "(made for this run, not kept)"
+	raw, err := json.MarshalIndent(kept, "", "  ")
 	if err != nil {
 		return err
 	}
@@ -148,13 +152,18 @@ func (r *startRun) writeIdentity(context.Context) error {
 	return nil
 }
 
-// launch starts the VMM, configures it, hands its devices over and boots.
+// launch starts the VMM and boots the guest.
 func (r *startRun) launch(ctx context.Context) error {
-	v := r.vm
 	r.launched = true // from here on there may be something to kill
 	if err := r.launchVMM(ctx); err != nil {
 		return err
 	}
+	return r.orItsEnd(r.boot(ctx))
+}
+
+// boot configures the VMM, hands its devices over and starts the guest.
+func (r *startRun) boot(ctx context.Context) error {
+	v := r.vm
 	fc := firecracker.New(r.jail.dialAPI)
 	defer fc.Close()
 	if err := fc.SetMachine(ctx, firecracker.Machine{VCPU: v.VCPU, MemoryMiB: v.MemoryMiB}); err != nil {
@@ -192,6 +201,26 @@ func (r *startRun) launchVMM(ctx context.Context) error {
 	}
 }
 
+// endTime is how long the verdict on a VMM may take to come after its sockets
+// have gone dead.
+const endTime = time.Second
+
+// orItsEnd prefers the words of the VMM's end, if that is what err is about.
+func (r *startRun) orItsEnd(err error) error {
+	if err == nil {
+		return nil
+	}
+	if runs, statErr := unitRuns(r.vm.ID); statErr != nil || runs {
+		return err
+	}
+	select {
+	case e := <-r.ended:
+		return errors.New(describe(e))
+	case <-time.After(endTime):
+		return err
+	}
+}
+
 func (r *startRun) kill(ctx context.Context) error {
 	if !r.launched {
 		return nil
@@ -224,7 +253,7 @@ func (r *startRun) waitAgent(ctx context.Context) error {
 			return context.Cause(ctx)
 		}
 		if !errors.Is(err, guest.ErrRefused) {
-			return err
+			return r.orItsEnd(err)
 		}
 		select {
 		case <-time.After(retryAgent):

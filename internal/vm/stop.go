@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"time"
 
@@ -18,8 +19,8 @@ const agentTime = 5 * time.Second
 
 // Stop asks the guest to end and waits for it; after timeout it is killed.
 // Stopping a VM that does not run is no error.
-func (m *Manager) Stop(ctx context.Context, ref string, timeout time.Duration, rep Reporter) error {
-	return m.locked(ctx, ref, func(v *store.VM) error {
+func (m *Manager) Stop(ctx context.Context, id string, timeout time.Duration, rep Reporter) error {
+	return m.locked(ctx, id, func(v *store.VM) error {
 		if v.State != api.StateRunning {
 			return m.settle(ctx, v)
 		}
@@ -29,11 +30,13 @@ func (m *Manager) Stop(ctx context.Context, ref string, timeout time.Duration, r
 			return err
 		}
 		rep.Stage("stop_guest", "asking the guest to shut down")
-		if err := m.shutdownGuest(ctx, v, ended, timeout); err != nil {
+		err := m.shutdownGuest(ctx, v, ended, timeout)
+		if errors.Is(err, ErrEnding) {
+			return err // the record says stopping, and the next bangerd waits on
+		}
+		if err != nil {
 			rep.Stage("kill", "stopping firecracker")
 			m.Log.WarnContext(ctx, "guest did not shut down", "vm", v.ID, "error", err)
-			// The intent is stored and the guest may be half way down: going
-			// back is impossible, so a caller that left does not stop this.
 			if err := m.Helper.Kill(context.WithoutCancel(ctx), v.ID); err != nil {
 				return err
 			}
@@ -42,6 +45,9 @@ func (m *Manager) Stop(ctx context.Context, ref string, timeout time.Duration, r
 	})
 }
 
+// shutdownGuest asks the guest and waits for its end. A guest half way down
+// cannot be called back, so a cancellation does not end the waiting; only
+// bangerd's own end does.
 func (m *Manager) shutdownGuest(ctx context.Context, v *store.VM, ended <-chan helper.Exit, timeout time.Duration) error {
 	agent := jailOf(v.ID, v.UID).agent()
 	defer agent.Close()
@@ -50,21 +56,31 @@ func (m *Manager) shutdownGuest(ctx context.Context, v *store.VM, ended <-chan h
 	if err := agent.Shutdown(askCtx, guest.Shutdown{GraceSeconds: int(timeout.Seconds()/2) + 1}); err != nil {
 		return fmt.Errorf("cannot ask the guest to shut down: %w", err)
 	}
+	return awaitEnd(ctx, ended, timeout)
+}
+
+func awaitEnd(ctx context.Context, ended <-chan helper.Exit, timeout time.Duration) error {
 	late := time.NewTimer(timeout)
 	defer late.Stop()
-	select {
-	case <-ended:
-		return nil
-	case <-late.C:
-		return fmt.Errorf("it did not end within %s", timeout)
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	cancelled := ctx.Done()
+	for {
+		select {
+		case <-ended:
+			return nil
+		case <-late.C:
+			return fmt.Errorf("it did not end within %s", timeout)
+		case <-cancelled:
+			if errors.Is(context.Cause(ctx), ErrEnding) {
+				return ErrEnding
+			}
+			cancelled = nil
+		}
 	}
 }
 
 // Kill ends the VMM at once. The guest can lose what it had not written.
-func (m *Manager) Kill(ctx context.Context, ref string, rep Reporter) error {
-	return m.locked(ctx, ref, func(v *store.VM) error {
+func (m *Manager) Kill(ctx context.Context, id string, rep Reporter) error {
+	return m.locked(ctx, id, func(v *store.VM) error {
 		if v.State != api.StateRunning {
 			return m.settle(ctx, v)
 		}
@@ -72,15 +88,18 @@ func (m *Manager) Kill(ctx context.Context, ref string, rep Reporter) error {
 	})
 }
 
+// kill goes on when its caller leaves, and also when the intent cannot be
+// stored: on a full disk it is what makes room again.
 func (m *Manager) kill(ctx context.Context, v *store.VM, rep Reporter) error {
+	ctx = context.WithoutCancel(ctx)
 	if err := m.setState(ctx, v, api.StateStopping, ""); err != nil {
-		return err
+		m.Log.ErrorContext(ctx, "cannot store the intent", "vm", v.ID, "error", err)
 	}
 	rep.Stage("kill", "stopping firecracker")
 	if err := m.Helper.Kill(ctx, v.ID); err != nil {
 		return err
 	}
-	return m.setState(context.WithoutCancel(ctx), v, api.StateStopped, "")
+	return m.setState(ctx, v, api.StateStopped, "")
 }
 
 // settle makes a VM that does not run stopped. One left in stopping by a
@@ -95,12 +114,8 @@ func (m *Manager) settle(ctx context.Context, v *store.VM) error {
 	return m.setState(ctx, v, api.StateStopped, "")
 }
 
-// clear removes whatever a VM may hold on the host. Without a slot it never
-// got as far as holding anything.
+// clear removes whatever a VM may hold on the host.
 func (m *Manager) clear(ctx context.Context, v *store.VM) error {
-	if v.Slot < 0 {
-		return nil
-	}
 	if err := m.Helper.Kill(ctx, v.ID); err != nil {
 		return err
 	}
@@ -109,8 +124,8 @@ func (m *Manager) clear(ctx context.Context, v *store.VM) error {
 
 // Delete removes a VM with its disk. A running one is killed, but only with
 // force.
-func (m *Manager) Delete(ctx context.Context, ref string, force bool, rep Reporter) error {
-	return m.locked(ctx, ref, func(v *store.VM) error {
+func (m *Manager) Delete(ctx context.Context, id string, force bool, rep Reporter) error {
+	return m.locked(ctx, id, func(v *store.VM) error {
 		switch v.State {
 		case api.StateRunning:
 			if !force {
@@ -126,13 +141,15 @@ func (m *Manager) Delete(ctx context.Context, ref string, force bool, rep Report
 			}
 		}
 		rep.Stage("remove", "removing the disk")
-		if v.Slot >= 0 {
+		ctx := context.WithoutCancel(ctx) // half a delete is no use to anybody
+		// The disk first: on a full one the rest may need its room.
+		if err := os.RemoveAll(m.dir(v)); err != nil {
+			return fmt.Errorf("cannot remove the VM's directory: %w", err)
+		}
+		if !v.StartedAt.IsZero() {
 			if err := m.Helper.Release(ctx, v.ID); err != nil {
 				return err
 			}
-		}
-		if err := os.RemoveAll(m.dir(v)); err != nil {
-			return fmt.Errorf("cannot remove the VM's directory: %w", err)
 		}
 		return m.Store.DeleteVM(ctx, v.ID)
 	})
@@ -143,10 +160,17 @@ func (m *Manager) Delete(ctx context.Context, ref string, force bool, rep Report
 func (m *Manager) exited(e helper.Exit) {
 	m.tasks.Go(func() {
 		err := m.locked(m.ctx, e.ID, func(v *store.VM) error {
-			if v.State != api.StateRunning || e.UnixNano < v.StartedAt.UnixNano() {
+			// Started again meanwhile: vm.launch has removed the record.
+			if _, err := readExit(m.ExitDir, v.ID); errors.Is(err, fs.ErrNotExist) {
 				return nil
 			}
-			return m.ended(m.ctx, v, e)
+			switch v.State {
+			case api.StateRunning:
+				return m.ended(m.ctx, v, e)
+			case api.StateStopping: // by a stop that failed or was cut off
+				return m.setState(m.ctx, v, api.StateStopped, "")
+			}
+			return nil
 		})
 		if p, ok := errors.AsType[*api.Problem](err); ok && p.Code == api.CodeNotFound {
 			return // deleted in the meantime

@@ -139,6 +139,28 @@ func TestPutBlobLimits(t *testing.T) {
 	}
 }
 
+func TestGCKeepsWhatIsWantedOrInAJail(t *testing.T) {
+	s, _ := testServer(t)
+	var sums []string
+	for _, content := range []string{"wanted", "in a jail", "unwanted"} {
+		must(t, os.WriteFile(filepath.Join(s.places.State, "f"), []byte(content), 0o600))
+		b, err := s.putBlob(t.Context(), helper.BlobPutRequest{Path: "f"})
+		must(t, err)
+		sums = append(sums, b.SHA256)
+	}
+	must(t, os.Link(filepath.Join(s.places.Blobs, sums[1]), filepath.Join(s.places.State, "linked")))
+	if _, err := s.gcBlobs(t.Context(), helper.BlobGCRequest{Keep: []string{"../../etc/passwd"}}); problem(err) != api.CodeBadRequest {
+		t.Errorf("a path for a sum: %v", err)
+	}
+	_, err := s.gcBlobs(t.Context(), helper.BlobGCRequest{Keep: sums[:1]})
+	must(t, err)
+	for i, kept := range []bool{true, true, false} {
+		if _, err := os.Lstat(filepath.Join(s.places.Blobs, sums[i])); (err == nil) != kept {
+			t.Errorf("blob %d: %v", i, err)
+		}
+	}
+}
+
 func TestRemoveTree(t *testing.T) {
 	base := t.TempDir()
 	treasure := filepath.Join(base, "treasure")

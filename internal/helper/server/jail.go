@@ -1,8 +1,10 @@
 package server
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
@@ -81,15 +83,16 @@ func (p Places) linkBlob(sha, to string) error {
 // procFD names an open file, whatever it is and wherever it has been moved.
 func procFD(f *os.File) string { return "/proc/self/fd/" + strconv.Itoa(int(f.Fd())) }
 
-// shareSocket lets the owner reach a socket that Firecracker made in its jail:
-// the socket itself 0660 and the directories above it 0710, with his group.
+// shareSocket lets the owner, and nobody else of his group, reach a socket that
+// Firecracker made in its jail: by an ACL on the socket and on the directories
+// above it.
 //
 // Everything below the jail's root belongs to a VMM that may be hostile, which
 // can rename, link and replace there at any moment. So each step is opened
 // through no symlink, must be of the right kind and the VM's own, and is changed
 // by descriptor. A socket must have one name: the VMM could have renamed a file
 // it shares with other VMs to the socket's name.
-func (p Places) shareSocket(id string, uid, gid int, path string) error {
+func (p Places) shareSocket(id string, uid, owner int, path string) error {
 	jail, err := os.OpenFile(p.jail(id), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		return api.Conflict("VM %s has no jail", id)
@@ -118,26 +121,59 @@ func (p Places) shareSocket(id string, uid, gid int, path string) error {
 	}
 	defer sock.Close()
 	// From the inside out: nothing can be reached before all of it is right.
-	if err := share(sock, unix.S_IFSOCK, uid, gid, 0o660); err != nil {
+	if err := share(sock, unix.S_IFSOCK, uid, owner, aclRead|aclWrite); err != nil {
 		return err
 	}
-	if err := share(run, unix.S_IFDIR, uid, gid, 0o710); err != nil {
+	if err := share(run, unix.S_IFDIR, uid, owner, aclSearch); err != nil {
 		return err
 	}
-	return share(root, unix.S_IFDIR, uid, gid, 0o710)
+	return share(root, unix.S_IFDIR, uid, owner, aclSearch)
 }
 
-func share(f *os.File, kind uint32, uid, gid int, mode uint32) error {
+func share(f *os.File, kind uint32, uid, owner int, perm uint16) error {
 	if err := shareable(f, kind, uid); err != nil {
 		return err
 	}
-	if err := unix.Fchownat(int(f.Fd()), "", -1, gid, unix.AT_EMPTY_PATH); err != nil {
-		return fmt.Errorf("cannot change group of %s: %w", f.Name(), err)
-	}
-	if err := unix.Chmod(procFD(f), mode); err != nil { // fchmod refuses an O_PATH descriptor
-		return fmt.Errorf("cannot change mode of %s: %w", f.Name(), err)
+	// By way of /proc: an O_PATH descriptor itself takes no attributes.
+	if err := unix.Setxattr(procFD(f), "system.posix_acl_access", aclFor(owner, perm), 0); err != nil {
+		return fmt.Errorf("cannot let uid %d use %s (does the filesystem have POSIX ACLs?): %w", owner, f.Name(), err)
 	}
 	return shareable(f, kind, uid)
+}
+
+// Permissions and tags of a POSIX ACL, see acl(5) and linux/posix_acl_xattr.h.
+const (
+	aclSearch = 1
+	aclWrite  = 2
+	aclRead   = 4
+
+	aclVersion  = 2
+	aclUserObj  = 0x01
+	aclUser     = 0x02
+	aclGroupObj = 0x04
+	aclMask     = 0x10
+	aclOther    = 0x20
+)
+
+// aclFor gives perm to one uid beside the file's own user, and nothing to
+// anybody else: not to the owner's group, which may have other members.
+func aclFor(uid int, perm uint16) []byte {
+	b := binary.LittleEndian.AppendUint32(nil, aclVersion)
+	for _, e := range []struct {
+		tag, perm uint16
+		id        uint32
+	}{
+		{aclUserObj, aclRead | aclWrite | perm&aclSearch, math.MaxUint32},
+		{aclUser, perm, uint32(uid)},
+		{aclGroupObj, 0, math.MaxUint32},
+		{aclMask, perm, math.MaxUint32},
+		{aclOther, 0, math.MaxUint32},
+	} {
+		b = binary.LittleEndian.AppendUint16(b, e.tag)
+		b = binary.LittleEndian.AppendUint16(b, e.perm)
+		b = binary.LittleEndian.AppendUint32(b, e.id)
+	}
+	return b
 }
 
 func shareable(f *os.File, kind uint32, uid int) error {

@@ -90,7 +90,7 @@ func (s *Server) launch(ctx context.Context, r helper.LaunchRequest) (out helper
 		return out, err
 	}
 	if err := s.places.locked(r.ID, func() error {
-		return s.places.shareSocket(r.ID, slot.UID, s.record.GID, paths.JailAPI)
+		return s.places.shareSocket(r.ID, slot.UID, s.record.UID, paths.JailAPI)
 	}); err != nil {
 		return out, err
 	}
@@ -255,7 +255,7 @@ func (s *Server) handover(ctx context.Context, r helper.VMRequest) (helper.Empty
 		return helper.Empty{}, api.Conflict("VM %s is not running", r.ID).WithHint("call vm.launch first")
 	}
 	err = s.places.locked(r.ID, func() error {
-		if err := s.places.shareSocket(r.ID, slot.UID, s.record.GID, paths.JailVsock); err != nil {
+		if err := s.places.shareSocket(r.ID, slot.UID, s.record.UID, paths.JailVsock); err != nil {
 			return err
 		}
 		return dropWithVMM(r.ID)
@@ -266,12 +266,10 @@ func (s *Server) handover(ctx context.Context, r helper.VMRequest) (helper.Empty
 	return helper.Empty{}, s.dropNetNS(r.ID)
 }
 
-// kill ends the VMM and returns when its unit, cleanup included, has ended. It
-// takes no lock and so works at any time.
+// kill ends the VMM and returns when its unit, cleanup included, has ended, or
+// if there is none. It takes no lock and needs no slot, and so works at any
+// time; the unit's name is made from the id and can be no other's.
 func (s *Server) kill(ctx context.Context, r helper.VMRequest) (helper.Empty, error) {
-	if _, err := s.slots.lookup(r.ID); err != nil {
-		return helper.Empty{}, err
-	}
 	ctx, cancel := context.WithTimeout(ctx, stopTime)
 	defer cancel()
 	return helper.Empty{}, s.stopUnit(ctx, r.ID)

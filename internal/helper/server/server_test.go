@@ -384,7 +384,7 @@ func TestPhaseOf(t *testing.T) {
 // Whatever bytes a verb is sent: no error of ours (5xx), and nothing is made
 // unless the request is in order.
 func FuzzVerbs(f *testing.F) {
-	verbs := []string{"vm.reserve", "vm.release", "vm.attach", "vm.launch", "vm.handover", "vm.kill", "vm.cleanup", "blob.put", "host.check", "vm.exec"}
+	verbs := []string{"vm.reserve", "vm.release", "vm.attach", "vm.launch", "vm.handover", "vm.kill", "vm.cleanup", "blob.put", "blob.gc", "host.check", "vm.exec"}
 	for i := range verbs {
 		for _, body := range []string{``, `{}`, `null`, `[]`, `{"id":"0123456789ab"}`, `{"id":"../../../../x"}`, `{"id":"0123456789AB"}`,
 			`{"id":"0123456789ab","base":"../x","overlay":"/etc/passwd"}`, `{"path":"../../etc/shadow"}`, `{"path":"/etc/shadow"}`,

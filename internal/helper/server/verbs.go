@@ -31,6 +31,7 @@ func (s *Server) Handler() http.Handler {
 	verb(mux, "vm.kill", byVM, s.kill)
 	verb(mux, "vm.cleanup", byVM, s.cleanup)
 	verb(mux, "blob.put", nil, s.putBlob)
+	verb(mux, "blob.gc", nil, s.gcBlobs)
 	verb(mux, "host.check", nil, s.hostCheck)
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		jsonhttp.WriteError(w, api.NotFound("there is no such verb"))
