@@ -10,7 +10,7 @@ type Problem struct {
 	Status int    `json:"status"`
 	// Detail is one sentence: what could not be done and why.
 	Detail string `json:"detail"`
-	// Code is stable and made for programs, e.g. "vm_not_found".
+	// Code is stable and made for programs, e.g. "not_found".
 	Code string `json:"code"`
 	// Hint is the next step a person can take; may be empty.
 	Hint string `json:"hint,omitempty"`

@@ -82,18 +82,17 @@ func sendFD(to, c *net.UnixConn) error {
 	return errors.Join(err, sendErr)
 }
 
-// join copies both ways until each side has ended. The protocols that travel
-// here have an end of their own: vsock through Firecracker loses data after a
-// half-close.
+// join copies both ways until either side ends. The protocols that travel here
+// have an end of their own, since vsock through Firecracker loses data after a
+// half-close: a side that closes has gone.
 func join(caller net.Conn, buffered *bufio.ReadWriter, guest *net.UnixConn) {
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		_, _ = io.Copy(guest, buffered.Reader) // what the server had read already comes first
-		_ = guest.CloseWrite()
+		_ = guest.Close()
 	})
 	wg.Go(func() {
 		_, _ = io.Copy(caller, guest)
-		// The guest's end is the end: nothing more can be answered.
 		_ = caller.Close()
 	})
 	wg.Wait()
