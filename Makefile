@@ -1,0 +1,94 @@
+# banger. Each rule that a person starts has a remark behind "##"; `make help`
+# shows them. Results that cost minutes are kept below $XDG_CACHE_HOME/banger.
+
+SHELL := /bin/sh
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+BIN      := build/bin
+VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS  := -s -w -X banger/internal/version.Version=$(VERSION)
+PROGRAMS := banger bangerd banger-helper banger-agent
+
+# Packages whose tests need root and real kernel objects say so in a build tag.
+LAB_PACKAGES = $(sort $(dir $(shell grep -rl --include='*_test.go' '^//go:build lab' internal cmd 2>/dev/null)))
+
+STEP := scripts/step
+
+# Host packages as PROGRAM:PACKAGE; the name of the package is Debian's.
+TEST_PACKAGES := gcc:gcc /usr/include/stdio.h:libc6-dev mke2fs:e2fsprogs cpio:cpio \
+	xz:xz-utils zstd:zstd ssh:openssh-client
+MACHINE_PACKAGES := qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils mmdebstrap:mmdebstrap \
+	/usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring \
+	mke2fs:e2fsprogs ssh:openssh-client
+ifneq ($(shell id -u),0)
+MACHINE_PACKAGES += fakeroot:fakeroot newuidmap:uidmap
+endif
+
+.PHONY: help
+help: ## Show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: run
+run: ## Run a command in a microVM, from nothing: packages, build, machine
+	@rm -rf build/stages
+	@$(STEP) "host packages" scripts/host-packages $(MACHINE_PACKAGES)
+	@$(STEP) "build" $(MAKE) --no-print-directory build
+	@scripts/run
+
+.PHONY: test
+test: test-unit test-lab ## Lint, unit tests, tests and scenarios in the lab
+
+.PHONY: test-unit
+test-unit: lint ## Lint and unit tests: no root, no virtual machine
+	@$(STEP) "host packages" scripts/host-packages $(TEST_PACKAGES)
+	@$(STEP) "go vet" go vet ./...
+	@$(STEP) "unit tests" env CGO_ENABLED=1 go test -race ./...
+
+.PHONY: lint
+lint: ## golangci-lint alone
+	@$(STEP) "golangci-lint" scripts/golangci-lint run ./...
+
+.PHONY: test-lab
+test-lab: ## Tests and scenarios in the lab, a machine made for them (KEEP_LAB=1 keeps it)
+	@$(STEP) "host packages" scripts/host-packages $(MACHINE_PACKAGES)
+	@$(STEP) "build" $(MAKE) --no-print-directory build
+	@scripts/lab $(MAKE) --no-print-directory in-lab
+
+# What test-lab does once the machine runs. The tests are built here and run
+# there, as root. Both kinds run even if the first fails.
+IN_LAB := env CGO_ENABLED=0 go test -count=1 -p 1 -timeout 45m -exec '$(CURDIR)/scripts/lab-exec'
+
+.PHONY: in-lab
+in-lab:
+	@status=0; \
+	$(STEP) "tests on real kernel objects" $(IN_LAB) -tags lab $(LAB_PACKAGES:%=./%) || status=1; \
+	$(STEP) "scenarios" $(IN_LAB) -tags e2e ./test/e2e || status=1; \
+	exit $$status
+
+.PHONY: bench
+bench: ## Speed and size beside a floor measured in the same lab boot
+	@$(STEP) "host packages" scripts/host-packages $(MACHINE_PACKAGES)
+	@$(STEP) "build" $(MAKE) --no-print-directory build
+	@scripts/lab env CGO_ENABLED=0 go run -exec '$(CURDIR)/scripts/lab-exec' ./test/bench
+
+.PHONY: build
+build: $(PROGRAMS:%=$(BIN)/%) $(BIN)/firecracker ## The programs, static, in build/bin
+
+# Go knows best what has changed.
+.PHONY: $(PROGRAMS:%=$(BIN)/%)
+$(PROGRAMS:%=$(BIN)/%): $(BIN)/%:
+	@CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o $@ ./cmd/$*
+
+# fetchvmm ends with 3 where only pip could help and is not there.
+.PHONY: $(BIN)/firecracker
+$(BIN)/firecracker:
+	@CGO_ENABLED=0 go build -o build/fetchvmm ./scripts/fetchvmm
+	@fetch() { build/fetchvmm -o $(BIN) 2>build/fetchvmm.log; }; \
+	fetch || { [ $$? = 3 ] && scripts/host-packages pip3:python3-pip && fetch; } || \
+	{ cat build/fetchvmm.log >&2; exit 1; }
+
+.PHONY: clean
+clean: ## Remove build/, with the lab if it was kept; the cache stays
+	@if [ -x $(BIN)/banger ]; then XDG_DATA_HOME='$(CURDIR)/build/data' $(BIN)/banger machine rm --force lab; fi
+	@rm -rf build

@@ -1,0 +1,184 @@
+package machine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+
+	"banger/api"
+	"banger/internal/version"
+)
+
+// InitOptions says what a new machine is made of. The zero value is fine.
+type InitOptions struct {
+	// Binaries is the directory that holds banger, bangerd, banger-helper,
+	// banger-agent, firecracker and jailer. "" means the directory of the
+	// running program, then the place where an installed banger keeps them.
+	Binaries string
+	// CPUs and MemoryMiB are the machine's size; 0 means a share of the host's.
+	CPUs      int
+	MemoryMiB int
+	// NoImage leaves the default image out.
+	NoImage bool
+	// Disposable trades what the machine has written, should the host crash,
+	// for speed.
+	Disposable bool
+}
+
+const recordFile = "machine.json"
+
+// record is machine.json.
+type record struct {
+	CreatedAt  time.Time `json:"created_at"`
+	CPUs       int       `json:"cpus"`
+	MemoryMiB  int       `json:"memory_mib"`
+	Disposable bool      `json:"disposable,omitempty"`
+	// Version and Binaries (a hash) are of the banger installed in it.
+	Version  string `json:"version"`
+	Binaries string `json:"binaries"`
+}
+
+func (m *Machine) readRecord() (record, error) {
+	var r record
+	text, err := os.ReadFile(m.path(recordFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return r, api.NotFound("there is no machine %q", m.Name).WithHint("make it: banger machine init")
+	}
+	if err == nil {
+		err = json.Unmarshal(text, &r)
+	}
+	if err != nil {
+		return r, fmt.Errorf("cannot read the record of machine %q: %w", m.Name, err)
+	}
+	return r, nil
+}
+
+// Init makes the machine if it does not exist, gives it the banger of
+// o.Binaries if it has another one, and leaves it running. Everything costly
+// is cached. The machine appears whole or not at all.
+func (m *Machine) Init(ctx context.Context, o InitOptions, p Progress) error {
+	bins, err := findBinaries(o.Binaries)
+	if err != nil {
+		return err
+	}
+	if err := requireTools(qemu, "qemu-img", "ssh"); err != nil {
+		return err
+	}
+	unlock, err := m.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	exists, err := m.Exists()
+	if err != nil {
+		return err
+	}
+	if !exists {
+		if err := m.create(ctx, o, bins, p); err != nil {
+			return fmt.Errorf("cannot make machine %q: %w", m.Name, err)
+		}
+	}
+	if err := m.start(ctx, p); err != nil {
+		return err
+	}
+	return m.update(ctx, bins, p)
+}
+
+// create builds the machine's directory beside its place and moves it there.
+func (m *Machine) create(ctx context.Context, o InitOptions, bins binaries, p Progress) error {
+	r, err := o.record(bins)
+	if err != nil {
+		return err
+	}
+	c, err := openCache()
+	if err != nil {
+		return err
+	}
+	installed, err := c.installed(ctx, bins, !o.NoImage, r.guest("", ""), p)
+	if err != nil {
+		return err
+	}
+	tmp := filepath.Join(filepath.Dir(m.Dir), "."+m.Name+".new")
+	removeTree(tmp) // of a command that was killed: we have the lock
+	if err := os.Mkdir(tmp, 0o700); err != nil {
+		return err
+	}
+	defer removeTree(tmp)
+	for _, name := range []string{baseDisk, installedDisk, kernelFile, initrdFile} {
+		if err := linkOrCopy(ctx, filepath.Join(installed, name), filepath.Join(tmp, name)); err != nil {
+			return err
+		}
+	}
+	if err := newDisk(ctx, tmp, ownDisk, installedDisk, "qcow2"); err != nil {
+		return err
+	}
+	if err := writeKeys(ctx, tmp); err != nil {
+		return err
+	}
+	if err := writeJSON(filepath.Join(tmp, recordFile), r); err != nil {
+		return err
+	}
+	return os.Rename(tmp, m.Dir)
+}
+
+// record turns the options into the machine's record.
+func (o InitOptions) record(bins binaries) (record, error) {
+	r := record{CreatedAt: time.Now().UTC().Truncate(time.Second), CPUs: o.CPUs, MemoryMiB: o.MemoryMiB,
+		Disposable: o.Disposable, Version: version.Version, Binaries: bins.hash}
+	if r.CPUs == 0 {
+		r.CPUs = min(runtime.NumCPU(), 8)
+	}
+	if r.MemoryMiB == 0 {
+		total, err := hostMemoryMiB()
+		if err != nil {
+			return record{}, err
+		}
+		r.MemoryMiB = min(max(total/2, minMemoryMiB), 6144)
+	}
+	switch {
+	case r.CPUs < 1 || r.CPUs > runtime.NumCPU():
+		return record{}, api.BadRequest("a machine cannot have %d CPUs here", r.CPUs).WithHint("this host has %d", runtime.NumCPU())
+	case r.MemoryMiB < minMemoryMiB:
+		return record{}, api.BadRequest("a machine cannot work in %d MiB", r.MemoryMiB).WithHint("give it at least %d", minMemoryMiB)
+	}
+	return r, nil
+}
+
+// minMemoryMiB leaves room for Debian, banger and one small microVM.
+const minMemoryMiB = 1536
+
+func hostMemoryMiB() (int, error) {
+	text, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(text)) {
+		if rest, ok := strings.CutPrefix(line, "MemTotal:"); ok {
+			kib, err := strconv.Atoi(strings.TrimSuffix(strings.TrimSpace(rest), " kB"))
+			return kib / 1024, err
+		}
+	}
+	return 0, errors.New("cannot find MemTotal in /proc/meminfo")
+}
+
+func (r record) guest(dir, accel string) guest {
+	return guest{dir: dir, disk: ownDisk, cpus: r.CPUs, memoryMiB: r.MemoryMiB, accel: accel, disposable: r.Disposable}
+}
+
+// newDisk makes dir/name, a disk over dir/backing. The name of what is below
+// is stored relative, so both can move together.
+func newDisk(ctx context.Context, dir, name, backing, format string) error {
+	err := runTool(ctx, command{dir: dir, argv: []string{"qemu-img", "create", "-q", "-f", "qcow2", "-F", format, "-b", backing, name}})
+	if err != nil {
+		return fmt.Errorf("cannot make the machine's disk: %w", err)
+	}
+	return nil
+}
