@@ -57,7 +57,7 @@ test-lab: ## Tests and scenarios in the lab, a machine made for them (KEEP_LAB=1
 
 # What test-lab does once the machine runs. The tests are built here and run
 # there, as root. Both kinds run even if the first fails.
-IN_LAB := env CGO_ENABLED=0 go test -count=1 -p 1 -timeout 45m -exec '$(CURDIR)/scripts/lab-exec'
+IN_LAB := env CGO_ENABLED=0 go test -count=1 -p 1 -timeout 45m -exec "'$(CURDIR)/scripts/lab-exec'"
 
 .PHONY: in-lab
 in-lab:
@@ -70,7 +70,7 @@ in-lab:
 bench: ## Speed and size beside a floor measured in the same lab boot
 	@$(STEP) "host packages" scripts/host-packages $(MACHINE_PACKAGES)
 	@$(STEP) "build" $(MAKE) --no-print-directory build
-	@scripts/lab env CGO_ENABLED=0 go run -exec '$(CURDIR)/scripts/lab-exec' ./test/bench
+	@scripts/lab env CGO_ENABLED=0 go run -exec "'$(CURDIR)/scripts/lab-exec'" ./test/bench
 
 .PHONY: build
 build: $(PROGRAMS:%=$(BIN)/%) $(BIN)/firecracker ## The programs, static, in build/bin

@@ -126,7 +126,7 @@ func TestDialProblems(t *testing.T) {
 		err          error
 		detail, hint string
 	}{
-		"never installed": {paths.DaemonSocket, fs.ErrNotExist, "not installed", "banger machine start"},
+		"never installed": {paths.DaemonSocket, fs.ErrNotExist, "not installed", "banger machine init"},
 		"socket gone":     {"/somewhere/d.sock", fs.ErrNotExist, "no socket /somewhere/d.sock", "systemctl start"},
 		"dead":            {"/somewhere/d.sock", unix.ECONNREFUSED, "nothing listens", "journalctl -u bangerd"},
 		"not the owner":   {"/somewhere/d.sock", unix.EACCES, "belongs to somebody else", "owner named in"},

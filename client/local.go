@@ -80,7 +80,7 @@ func dialProblem(socket string, err error) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && !installed(socket):
 		return unavailable("banger is not installed on this host (no %s)", socket).
-			WithHint("install it here: sudo banger system install --owner $USER; or let a virtual machine be the host: banger machine start")
+			WithHint("install it here: sudo banger system install --owner $USER; or let a virtual machine be the host: banger machine init")
 	case errors.Is(err, fs.ErrNotExist):
 		return unavailable("there is no socket %s", socket).WithHint("%s", restart)
 	case errors.Is(err, unix.ECONNREFUSED):

@@ -42,7 +42,8 @@ func ShareSSH() []string {
 		return nil
 	}
 	return []string{"-o", "ControlMaster=auto", "-o", "ControlPersist=60",
-		"-o", "ControlPath=" + filepath.Join(dir, "ssh-%C")}
+		// Quoted for ssh's own parser; a % of the directory is no token.
+		"-o", `ControlPath="` + filepath.Join(strings.ReplaceAll(dir, "%", "%%"), "ssh-%C") + `"`}
 }
 
 // controlDir is where connections of OpenSSH are shared: private, since who

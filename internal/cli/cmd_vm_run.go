@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -82,13 +81,11 @@ type run struct {
 
 // attached makes a VM and runs command in it.
 func (r *run) attached(ctx context.Context, spec api.VMSpec, command command) error {
-	cred := later(func() (*credentials, error) { return certify(ctx, r.client) })
 	vm, err := r.start(ctx, spec)
 	if err != nil {
 		return err
 	}
-	id := func() (string, error) { return vm.ID, nil }
-	conn, err := openGuest(ctx, r.client, vm.ID, id, cred)
+	conn, err := r.client.Dial(ctx, vm.ID, guest.ControlPort)
 	if err != nil {
 		if r.rm || ctx.Err() != nil {
 			r.remove(vm.ID)
@@ -197,13 +194,6 @@ func (r *run) remove(id string) bool {
 func isNotFound(err error) bool {
 	p, ok := errors.AsType[*api.Problem](err)
 	return ok && p.Code == api.CodeNotFound
-}
-
-// later begins f now and returns what waits for its result.
-func later[T any](f func() (T, error)) func() (T, error) {
-	get := sync.OnceValues(f)
-	go func() { _, _ = get() }() // whoever asks gets the error
-	return get
 }
 
 // specFlags describe a VM.

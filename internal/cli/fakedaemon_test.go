@@ -18,19 +18,17 @@ import (
 
 	"banger/api"
 	"banger/client"
-	"banger/internal/identity"
 	"banger/internal/jsonhttp"
 )
 
 // fakeDaemon answers as bangerd does, on a Unix socket, for VMs that are a
 // fakeGuest each.
 type fakeDaemon struct {
-	t         testing.TB
-	socket    string
-	authority *identity.Authority
-	guest     *fakeGuest
-	stop      func() // takes the socket away
-	ctx       context.Context
+	t      testing.TB
+	socket string
+	guest  *fakeGuest
+	stop   func() // takes the socket away
+	ctx    context.Context
 
 	mu        sync.Mutex
 	vms       map[string]api.VM // by name
@@ -49,7 +47,7 @@ type fakeOp struct {
 	done   chan struct{}
 }
 
-// vmID is the id of every VM of a fakeDaemon: its guest has one host key.
+// vmID is the id of every VM of a fakeDaemon.
 const vmID = "0123456789ab"
 
 func newFakeDaemon(t testing.TB) *fakeDaemon {
@@ -57,19 +55,7 @@ func newFakeDaemon(t testing.TB) *fakeDaemon {
 	dir := t.TempDir()
 	d := &fakeDaemon{t: t, socket: filepath.Join(dir, "d.sock"), ctx: t.Context(), apiHeader: "1",
 		vms: map[string]api.VM{}, ops: map[string]*fakeOp{}, inputs: map[string]string{}}
-	if err := os.Mkdir(filepath.Join(dir, "id"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	authority, err := identity.Open(filepath.Join(dir, "id"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	d.authority = authority
-	key, err := d.authority.NewHost(vmID, "box")
-	if err != nil {
-		t.Fatal(err)
-	}
-	d.guest = newFakeGuest(t, d.authority.UserCA(), key.Private, key.Certificate)
+	d.guest = newFakeGuest(t)
 	d.stop = d.listen()
 	return d
 }
@@ -103,7 +89,6 @@ func (d *fakeDaemon) routes() http.Handler {
 	mux.HandleFunc("DELETE /v1/vms/{ref}", d.deleteVM)
 	mux.HandleFunc("POST /v1/vms/{ref}/{verb}", d.changeVM)
 	mux.HandleFunc("POST /v1/vms/{ref}/dial", d.dial)
-	mux.HandleFunc("POST /v1/ssh/certificates", d.certify)
 	mux.HandleFunc("POST /v1/images", d.beginImport)
 	mux.HandleFunc("GET /v1/images", func(w http.ResponseWriter, _ *http.Request) { jsonhttp.Write(w, 200, []api.Image{}) })
 	mux.HandleFunc("PUT /v1/operations/{id}/input", d.input)
@@ -273,17 +258,6 @@ func (d *fakeDaemon) changeVM(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-func (d *fakeDaemon) certify(w http.ResponseWriter, r *http.Request) {
-	var req api.CertificateRequest
-	_ = json.NewDecoder(r.Body).Decode(&req)
-	cert, before, err := d.authority.SignUser(req.PublicKey, time.Minute, "test")
-	if err != nil {
-		jsonhttp.WriteError(w, err)
-		return
-	}
-	jsonhttp.Write(w, 200, api.Certificate{Certificate: cert, HostCA: d.authority.HostCA(), ValidBefore: before})
-}
-
 func (d *fakeDaemon) dial(w http.ResponseWriter, r *http.Request) {
 	vm, ok := d.find(r.PathValue("ref"))
 	switch {
@@ -301,7 +275,7 @@ func (d *fakeDaemon) dial(w http.ResponseWriter, r *http.Request) {
 	}
 	_ = conn.SetDeadline(time.Time{})
 	pass := r.Header.Get(client.PassFDHeader) == "1" && !d.noFD
-	head := "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + client.StreamProtocol + "\r\n"
+	head := "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + client.StreamProtocol + "\r\n" + api.VersionHeader + ": " + d.apiHeader + "\r\n"
 	if !pass {
 		head += client.FDHeader + ": no\r\n"
 	}

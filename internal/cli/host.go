@@ -14,9 +14,9 @@ import (
 
 // world is what resolving a host looks at; tests have their own.
 type world struct {
-	localExists   func() bool
-	machineExists func(name string) (bool, error)
-	machineArgv   func(name string) ([]string, error)
+	localExists  func() bool
+	machineState func(name string) (machine.State, error)
+	machineArgv  func(name string) ([]string, error)
 }
 
 var hostWorld = world{
@@ -24,12 +24,13 @@ var hostWorld = world{
 		_, err := os.Stat(paths.DaemonSocket)
 		return err == nil || filepath.IsAbs(paths.DaemonSocket) && os.IsPermission(err)
 	},
-	machineExists: func(name string) (bool, error) {
+	machineState: func(name string) (machine.State, error) {
 		m, err := machine.New(name)
 		if err != nil {
-			return false, err
+			return machine.Absent, err
 		}
-		return m.Exists()
+		s, err := m.Status()
+		return s.State, err
 	},
 	machineArgv: func(name string) ([]string, error) {
 		m, err := machine.New(name)
@@ -63,25 +64,29 @@ func resolveHost(flag string, getenv func(string) string, w world) (*client.Clie
 	case w.localExists():
 		return client.New("")
 	}
-	exists, err := w.machineExists("")
+	state, err := w.machineState("")
 	if err != nil {
 		return nil, err
 	}
-	if exists {
+	if state != machine.Absent {
 		return machineClient("", w)
 	}
 	return client.New("")
 }
 
 func machineClient(name string, w world) (*client.Client, error) {
-	exists, err := w.machineExists(name)
+	state, err := w.machineState(name)
 	if err != nil {
 		return nil, err
 	}
 	label := strings.TrimSuffix("machine:"+name, ":")
-	if !exists {
+	switch state {
+	case machine.Absent:
 		return nil, api.NotFound("cannot reach %s: it was never made", label).
 			WithHint("%s", strings.TrimSpace("banger machine init "+name))
+	case machine.Stopped:
+		return nil, api.Conflict("cannot reach %s: it is stopped", label).
+			WithHint("%s", strings.TrimSpace("banger machine start "+name))
 	}
 	argv, err := w.machineArgv(name)
 	if err != nil {

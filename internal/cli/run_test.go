@@ -48,19 +48,21 @@ func TestExitCodes(t *testing.T) {
 	for name, tc := range map[string]struct {
 		argv []string
 		want int
+		says string
 	}{
-		"success":           {[]string{"true"}, 0},
-		"failure":           {[]string{"sh", "-c", "exit 7"}, 7},
-		"looks like ours":   {[]string{"sh", "-c", "exit 125"}, 125},
-		"largest":           {[]string{"sh", "-c", "exit 255"}, 255},
-		"killed":            {[]string{"sh", "-c", "kill -9 $$"}, 137},
-		"terminated":        {[]string{"sh", "-c", "kill -TERM $$"}, 143},
-		"no such command":   {[]string{"no-such-command-anywhere"}, 127},
-		"argv is not split": {[]string{"sh", "-c", `[ "$1" = "a b  'c'" ]`, "sh", "a b  'c'"}, 0},
+		"success":           {[]string{"true"}, 0, ""},
+		"failure":           {[]string{"sh", "-c", "exit 7"}, 7, ""},
+		"looks like ours":   {[]string{"sh", "-c", "exit 125"}, 125, ""},
+		"largest":           {[]string{"sh", "-c", "exit 255"}, 255, ""},
+		"killed":            {[]string{"sh", "-c", "kill -9 $$"}, 137, ""},
+		"terminated":        {[]string{"sh", "-c", "kill -TERM $$"}, 143, ""},
+		"no such command":   {[]string{"no-such-command-anywhere"}, 127, "banger: cannot run no-such-command-anywhere: not found in PATH\n"},
+		"not a program":     {[]string{"/etc/passwd"}, 126, "banger: cannot run /etc/passwd: execute /etc/passwd: permission denied\n"},
+		"argv is not split": {[]string{"sh", "-c", `[ "$1" = "a b  'c'" ]`, "sh", "a b  'c'"}, 0, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := d.banger(strings.NewReader(""), append([]string{"vm", "exec", "box", "--"}, tc.argv...)...)
-			if got.code != tc.want || got.out != "" || got.err != "" {
+			if got.code != tc.want || got.out != "" || got.err != tc.says {
 				t.Errorf("got %+v, want only code %d", got, tc.want)
 			}
 		})
@@ -100,8 +102,8 @@ func TestStdinIsBinarySafe(t *testing.T) {
 func TestEnvironmentAndDirectory(t *testing.T) {
 	d := newFakeDaemon(t)
 	d.running("box")
-	got := d.banger(strings.NewReader(""), "vm", "exec", "box", "-e", "A=x=y z", "-e", "FROM_US", "-w", "/usr", "--", "sh", "-c", `echo "$A|$FROM_US|$(pwd)|$BANGER_EXEC"`)
-	if got.out != "x=y z|ours|/usr|\n" || got.code != 0 {
+	got := d.banger(strings.NewReader(""), "vm", "exec", "box", "-e", "A=x=y z", "-e", "FROM_US", "-w", "/usr", "--", "sh", "-c", `echo "$A|$FROM_US|$(pwd)"`)
+	if got.out != "x=y z|ours|/usr\n" || got.code != 0 {
 		t.Errorf("got %+v", got)
 	}
 }
@@ -112,7 +114,8 @@ func TestTooLongACommand(t *testing.T) {
 	if got := d.banger(strings.NewReader(""), "vm", "exec", "box", "--", "true", strings.Repeat("x", 100<<10)); got.code != 0 {
 		t.Errorf("got %+v", got)
 	}
-	got := d.banger(strings.NewReader(""), "vm", "exec", "box", "--", "true", strings.Repeat("x", 300<<10))
+	args := append([]string{"vm", "exec", "box", "--", "true"}, slices.Repeat([]string{strings.Repeat("x", 100<<10)}, 11)...)
+	got := d.banger(strings.NewReader(""), args...)
 	if got.code != exitOwn || !strings.Contains(got.err, "are more than") {
 		t.Errorf("got %+v", got)
 	}
@@ -135,7 +138,7 @@ func TestRunRemovesTheVMAfterAFailedStart(t *testing.T) {
 	d := newFakeDaemon(t)
 	d.startFail = api.Problemf(507, api.CodeNoSpace, "cannot make the overlay: no space").WithHint("make room")
 	got := d.banger(strings.NewReader(""), "vm", "run", "--rm", "--", "true")
-	want := "banger: cannot start made-up: cannot make the overlay: no space\nhint: make room\n"
+	want := "banger: cannot make the overlay: no space\nhint: make room\n"
 	if got.code != exitOwn || got.err != want || got.out != "" {
 		t.Errorf("got %+v, want %q", got, want)
 	}
@@ -262,10 +265,9 @@ func TestCommandMayHandleSignals(t *testing.T) {
 
 func TestSecondInterruptGivesUp(t *testing.T) {
 	d := newFakeDaemon(t)
-	d.guest.deaf = true
 	r, w := io.Pipe()
 	defer w.Close()
-	s := d.background(r, "vm", "run", "--rm", "--", "sh", "-c", "echo ready; exec sleep 60")
+	s := d.background(r, "vm", "run", "--rm", "--", "sh", "-c", "trap '' INT; echo ready; exec sleep 60")
 	s.out.await(t, "ready")
 	s.app.signals.deliver(syscall.SIGINT)
 	s.app.signals.deliver(syscall.SIGINT)
@@ -336,25 +338,20 @@ func TestTerminal(t *testing.T) {
 	a := &App{In: slave, Out: slave, Err: slave, Getenv: d.env}
 	code := make(chan int, 1)
 	go func() {
-		code <- a.Run([]string{"vm", "exec", "box", "--", "sh", "-c", "test -t 0 && test -t 1 && echo term $TERM ready; read x; echo got $x; exit 4"})
+		code <- a.Run([]string{"vm", "exec", "box", "--", "sh", "-c", "trap 'stty size' WINCH; stty size; test -t 0 && test -t 1 && echo term $TERM ready; until read x; do :; done; echo got $x; exit 4"})
 	}()
-	screen.await(t, "term xterm ready")
+	screen.await(t, "37 101\r\nterm xterm ready")
 	if err := pty.Setsize(slave, &pty.Winsize{Cols: 77, Rows: 20}); err != nil {
 		t.Fatal(err)
 	}
 	a.signals.deliver(syscall.SIGWINCH)
-	for len(d.guest.seenSizes()) < 2 { // the fake has no event for that
-		time.Sleep(time.Millisecond)
-	}
+	screen.await(t, "20 77")
 	if _, err := master.WriteString("hello\r"); err != nil {
 		t.Fatal(err)
 	}
 	screen.await(t, "got hello")
 	if c := <-code; c != 4 {
 		t.Errorf("exit code %d", c)
-	}
-	if got := d.guest.seenSizes(); !slices.Equal(got, []string{"101x37", "77x20"}) {
-		t.Errorf("sizes %v", got)
 	}
 }
 
@@ -370,12 +367,38 @@ func TestNoTerminalWhenForbidden(t *testing.T) {
 	}
 }
 
-func TestHostKeyOfAnotherVMIsRefused(t *testing.T) {
+func TestExecAsksForTheConnectionOnly(t *testing.T) {
 	d := newFakeDaemon(t)
-	d.put(api.VM{ID: "ba9876543210", Name: "other", State: api.StateRunning})
-	got := d.banger(strings.NewReader(""), "vm", "exec", "other", "--", "true")
-	if got.code != exitOwn || !strings.Contains(got.err, "principal") {
+	d.running("box")
+	if got := d.banger(strings.NewReader(""), "vm", "exec", "box", "--", "true"); got.code != 0 {
 		t.Errorf("got %+v", got)
+	}
+	if want := []string{"POST /v1/vms/box/dial?port=1024"}; !slices.Equal(d.called(), want) {
+		t.Errorf("the daemon was asked %v, want %v", d.called(), want)
+	}
+}
+
+func TestExecOfVMsThatDoNotRun(t *testing.T) {
+	d := newFakeDaemon(t)
+	d.put(api.VM{ID: vmID, Name: "off", State: api.StateStopped})
+	for name, want := range map[string]string{"off": "VM off is stopped", "nix": "there is no VM nix"} {
+		if got := d.banger(strings.NewReader(""), "vm", "exec", name, "--", "true"); got.code != exitOwn || !strings.Contains(got.err, want) {
+			t.Errorf("got %+v, want %q", got, want)
+		}
+	}
+}
+
+// A command that does not read must not keep signals from it.
+func TestSignalPassesUnreadInput(t *testing.T) {
+	d := newFakeDaemon(t)
+	s := d.background(zeros{}, "vm", "run", "--rm", "--", "sh", "-c", "echo ready; exec sleep 60")
+	s.out.await(t, "ready")
+	s.app.signals.deliver(syscall.SIGINT)
+	if code := s.wait(t); code != 130 {
+		t.Errorf("exit code %d, %s", code, s.err)
+	}
+	if left := d.names(); len(left) != 0 {
+		t.Errorf("VMs left: %v", left)
 	}
 }
 

@@ -82,9 +82,9 @@ func TestProgram(t *testing.T) {
 		"help":        {`banger`, 0, `(?s).*banger vm run --rm -- uname -a.*`, ``},
 		"version":     {`banger --version`, 0, `banger dev\n`, ``},
 		"usage":       {`banger vm list extra`, 2, ``, `banger: banger vm list takes no arguments and no more \("extra"\)\nhint: see banger vm list --help\n`},
-		"ssh host":    {`export BANGER_HOST=ssh://me@lab:2222; banger vm list | grep -c running; banger vm exec box -- echo through; head -n 1 ssh.log`, 0, `1\nthrough\n-T -o ControlMaster=auto -o ControlPersist=60 -o ControlPath=\S*/run/banger/ssh-%C -p 2222 -- me@lab banger dial-stdio\n`, ``},
+		"ssh host":    {`export BANGER_HOST=ssh://me@lab:2222; banger vm list | grep -c running; banger vm exec box -- echo through; head -n 1 ssh.log`, 0, `1\nthrough\n-T -o ControlMaster=auto -o ControlPersist=60 -o ControlPath="\S*/run/banger/ssh-%C" -p 2222 -- me@lab banger dial-stdio\n`, ``},
 		"no machine":  {`banger --host machine vm list`, 1, ``, `banger: cannot reach machine: it was never made\nhint: banger machine init\n`},
-		"a machine":   {`mkdir -p data/banger/machine/default; echo {} >data/banger/machine/default/machine.json; banger --host machine vm exec box -- echo inside`, 0, `inside\n`, ``},
+		"a machine":   {`mkdir -p data/banger/machine/default; echo {} >data/banger/machine/default/machine.json; banger --host machine vm exec box -- echo inside`, 125, ``, `banger: cannot reach machine: it is stopped\nhint: banger machine start\n`},
 		"machine ssh": {`mkdir -p data/banger/machine/two; echo {} >data/banger/machine/two/machine.json; printf '#!/bin/sh\necho "$@"; exit 9' >ssh; banger machine ssh two --root -- ls -l`, 9, `-F \S*/two/ssh_config -l root -T banger-machine -- 'ls' '-l'\n`, ``},
 	} {
 		t.Run(name, func(t *testing.T) {

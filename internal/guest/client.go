@@ -56,7 +56,11 @@ func (c *Client) Shutdown(ctx context.Context, s Shutdown) error {
 }
 
 func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
-	err := jsonhttp.Call(ctx, c.http, method, "http://agent"+path, in, out)
+	return cleanProblem(jsonhttp.Call(ctx, c.http, method, "http://agent"+path, in, out))
+}
+
+// cleanProblem makes a problem fit for a person's terminal.
+func cleanProblem(err error) error {
 	if p, ok := errors.AsType[*api.Problem](err); ok {
 		return &api.Problem{
 			Status: p.Status,

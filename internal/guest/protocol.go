@@ -1,6 +1,7 @@
 // Package guest is what bangerd and banger-agent say to each other: HTTP with
 // JSON on vsock port 1024 (GET /v1/health, PUT /v1/identity, POST
-// /v1/shutdown), SSH on port 22. The agent never trusts the image it runs in
+// /v1/shutdown), where the CLI runs commands too (POST /v1/exec), and SSH on
+// port 22 for ssh clients. The agent never trusts the image it runs in
 // to hold anything; bangerd never trusts the agent's answers.
 package guest
 
@@ -10,16 +11,23 @@ const (
 	SSHPort     = 22
 )
 
-// ExecEnv is the SSH environment variable that turns an exec request into a
-// direct one: its value is an Exec as JSON, and the request's command string
-// is only for logs. Without it the command string goes to the user's shell, as
-// OpenSSH does.
-const ExecEnv = "BANGER_EXEC"
+// MaxRequest is the size of the largest request the agent reads.
+const MaxRequest = 1 << 20
 
-// Exec is a command by argv: no shell takes part.
+// Exec is POST /v1/exec: a command by argv, run as root without a shell. Its
+// streams follow on the same connection, see package stream.
 type Exec struct {
-	Argv []string `json:"argv"`          // empty: the user's login shell
-	Dir  string   `json:"dir,omitempty"` // absolute; empty: the image's, else the home directory
+	Argv []string `json:"argv,omitempty"` // empty: root's login shell
+	Dir  string   `json:"dir,omitempty"`  // absolute; empty: the image's, else the home directory
+	Env  []string `json:"env,omitempty"`  // K=V, on top of the image's
+	TTY  *TTY     `json:"tty,omitempty"`  // nil: three pipes
+}
+
+// TTY is a terminal for a command, like the one the person has.
+type TTY struct {
+	Term string `json:"term"`
+	Rows uint16 `json:"rows"`
+	Cols uint16 `json:"cols"`
 }
 
 // Phase tells how far the guest is.

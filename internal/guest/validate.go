@@ -48,17 +48,43 @@ func (d *Identity) Validate() error {
 		return fmt.Errorf("working directory %q is not an absolute clean path", d.WorkDir)
 	case len(d.Entropy) > 1024:
 		return fmt.Errorf("entropy of %d bytes is more than 1024", len(d.Entropy))
-	case len(d.Files) > maxFiles || len(d.Env) > maxEnv:
-		return fmt.Errorf("too many files or variables")
+	case len(d.Files) > maxFiles:
+		return fmt.Errorf("%d files are more than %d", len(d.Files), maxFiles)
 	}
-	for _, kv := range d.Env {
-		if k, _, ok := strings.Cut(kv, "="); !ok || k == "" || strings.Contains(kv, "\x00") {
-			return fmt.Errorf("environment entry %q is not K=V", kv)
-		}
+	if err := validEnv(d.Env); err != nil {
+		return err
 	}
 	for _, f := range d.Files {
 		if !cleanAbs(f.Path) || f.Path == "/" || len(f.Content) > maxFileSize || f.Mode > 0o7777 {
 			return fmt.Errorf("file %q is refused: want a clean absolute path, mode up to 7777, at most %d bytes", f.Path, maxFileSize)
+		}
+	}
+	return nil
+}
+
+// Validate is called by the agent before it runs the command.
+func (e *Exec) Validate() error {
+	if e.Dir != "" && (!path.IsAbs(e.Dir) || strings.Contains(e.Dir, "\x00")) {
+		return fmt.Errorf("directory %q is not absolute", e.Dir)
+	}
+	for _, a := range e.Argv {
+		if strings.Contains(a, "\x00") {
+			return fmt.Errorf("an argument holds a NUL byte")
+		}
+	}
+	if e.TTY != nil && strings.Contains(e.TTY.Term, "\x00") {
+		return fmt.Errorf("the terminal's name holds a NUL byte")
+	}
+	return validEnv(e.Env)
+}
+
+func validEnv(env []string) error {
+	if len(env) > maxEnv {
+		return fmt.Errorf("%d variables are more than %d", len(env), maxEnv)
+	}
+	for _, kv := range env {
+		if k, _, ok := strings.Cut(kv, "="); !ok || k == "" || strings.Contains(kv, "\x00") {
+			return fmt.Errorf("environment entry %q is not K=V", kv)
 		}
 	}
 	return nil

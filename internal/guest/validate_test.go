@@ -112,3 +112,27 @@ func FuzzIdentity(f *testing.F) {
 		}
 	})
 }
+
+func TestExecValidate(t *testing.T) {
+	good := Exec{Argv: []string{"a", ""}, Dir: "/srv/../x", Env: []string{"A=", "B=c=d"}, TTY: &TTY{Term: "xterm"}}
+	if err := good.Validate(); err != nil {
+		t.Error(err)
+	}
+	if err := new(Exec).Validate(); err != nil {
+		t.Error(err)
+	}
+	for name, bad := range map[string]Exec{
+		"relative directory": {Dir: "srv"},
+		"NUL in directory":   {Dir: "/a\x00"},
+		"NUL in argument":    {Argv: []string{"a", "b\x00"}},
+		"NUL in terminal":    {TTY: &TTY{Term: "x\x00"}},
+		"no variable":        {Env: []string{"A"}},
+		"no name":            {Env: []string{"=a"}},
+		"NUL in variable":    {Env: []string{"A=\x00"}},
+		"too many variables": {Env: make([]string, maxEnv+1)},
+	} {
+		if bad.Validate() == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}

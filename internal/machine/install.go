@@ -74,7 +74,7 @@ func (g guest) install(ctx context.Context, bins binaries, p Progress) (err erro
 			return fmt.Errorf("cannot import the default image: %w", err)
 		}
 	}
-	if err := g.shutDown(ctx, m.poweroff(ctx)); err != nil {
+	if err := g.shutDown(ctx, m.poweroff); err != nil {
 		return err
 	}
 	for _, name := range []string{userKeyFile, knownHostsFile, seedFile, sshConfigFile, imageFile, programsFile, "qemu.log", "console.log"} {

@@ -107,6 +107,7 @@ func sshConfig(dir string, port int) string {
 		{"PreferredAuthentications", "publickey"},
 		{"BatchMode", "yes"},
 		{"ForwardAgent", "no"},
+		{"ConnectTimeout", "20"}, // a new one takes seconds where all is emulated
 		{"ServerAliveInterval", "15"},
 		{"LogLevel", "ERROR"},
 	} {

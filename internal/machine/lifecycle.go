@@ -69,7 +69,7 @@ func (m *Machine) Stop(ctx context.Context, p Progress) error {
 		return err
 	}
 	p.step("stopping machine %q", m.Name)
-	return rec.guest(m.Dir, r.Accel).shutDown(ctx, m.poweroff(ctx))
+	return rec.guest(m.Dir, r.Accel).shutDown(ctx, m.poweroff)
 }
 
 // poweroff is the command that makes the guest power itself off.

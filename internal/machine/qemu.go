@@ -210,7 +210,13 @@ func writeJSON(path string, v any) error {
 		return err
 	}
 	tmp := path + ".new"
-	if err := os.WriteFile(tmp, append(text, '\n'), 0o600); err != nil {
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return fmt.Errorf("cannot write %s: %w", path, err)
+	}
+	// On the disk before it has its name: a crash leaves the old or the new.
+	_, err = f.Write(append(text, '\n'))
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return fmt.Errorf("cannot write %s: %w", path, err)
 	}
 	if err := os.Rename(tmp, path); err != nil {
@@ -221,7 +227,7 @@ func writeJSON(path string, v any) error {
 
 // shutDown asks the guest to power off and waits for QEMU's end; after the
 // deadline QEMU is killed. The caller has the machine's lock.
-func (g guest) shutDown(ctx context.Context, poweroff *exec.Cmd) error {
+func (g guest) shutDown(ctx context.Context, poweroff func(context.Context) *exec.Cmd) error {
 	r, ok, err := readRun(g.dir)
 	if err != nil || !ok {
 		return err
@@ -233,9 +239,9 @@ func (g guest) shutDown(ctx context.Context, poweroff *exec.Cmd) error {
 	defer unix.Close(pidfd)
 	// The connection breaks as the guest goes down, so ssh's word is worth
 	// nothing; QEMU's end is what counts.
-	_ = poweroff.Run()
 	bounded, cancel := context.WithTimeout(ctx, stopTimeout)
 	defer cancel()
+	_ = poweroff(bounded).Run()
 	err = waitEnd(bounded, pidfd)
 	if ctx.Err() != nil {
 		return context.Cause(ctx) // told to leave it alone: it may still go down

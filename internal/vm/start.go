@@ -92,8 +92,8 @@ func startFailure(ctx context.Context, v *store.VM, err error) *api.Problem {
 	return p
 }
 
-// startSteps is the start of a VM. Names and order are design §10; phases of
-// network and host features join the list when they exist.
+// startSteps is the start of a VM, see docs/architecture.md. Phases of network
+// and host features join the list when they exist.
 var startSteps = []step[*startRun]{
 	{name: "preflight", stage: "preflight", detail: "checking host prerequisites", run: (*startRun).preflight},
 	{name: "cleanup_runtime", run: (*startRun).cleanupRuntime},

@@ -2,19 +2,16 @@ package main
 
 import (
 	"context"
-	"crypto/ed25519"
-	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
-	"golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
 
 	"banger/internal/firecracker"
@@ -29,7 +26,6 @@ import (
 type floor struct {
 	record    installed.Record
 	authority *identity.Authority
-	user      ssh.Signer
 	dir       string // on the filesystem of the blobs, for hard links
 	kernel    string
 	initrd    string
@@ -99,7 +95,7 @@ func (f *floor) start(ctx context.Context) (vm *floorVM, t floorTimes, err error
 		return vm, t, err
 	}
 	t.ready = time.Since(begun)
-	err = vm.run(ctx, "echo hello")
+	err = vm.run(ctx, "echo", "hello")
 	t.output = time.Since(begun)
 	return vm, t, err
 }
@@ -143,29 +139,25 @@ func (vm *floorVM) roundTrip(ctx context.Context) error {
 	return err
 }
 
-// run is a command in the guest over a new vsock connection and SSH session.
-func (vm *floorVM) run(ctx context.Context, cmd string) error {
-	c, err := vm.dial(ctx, guest.SSHPort)
+// run is a command in the guest over a new vsock connection. What it says is
+// the only output.
+func (vm *floorVM) run(ctx context.Context, argv ...string) error {
+	c, err := vm.dial(ctx, guest.ControlPort)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	conn, chans, reqs, err := ssh.NewClientConn(c, "guest", &ssh.ClientConfig{User: "root",
-		Auth:            []ssh.AuthMethod{ssh.PublicKeys(vm.f.user)},
-		HostKeyCallback: ssh.InsecureIgnoreHostKey(), //nolint:gosec // the floor measures, it trusts its own guest
-		Config:          ssh.Config{KeyExchanges: []string{"curve25519-sha256"}}})
+	s, err := guest.StartExec(ctx, c, guest.Exec{Argv: argv})
 	if err != nil {
 		return err
 	}
-	client := ssh.NewClient(conn, chans, reqs)
-	defer client.Close()
-	s, err := client.NewSession()
+	out, err := io.ReadAll(s.Stdout)
 	if err != nil {
 		return err
 	}
-	out, err := s.Output(cmd)
-	if err == nil && strings.TrimSpace(string(out)) == "" {
-		err = errors.New("no output")
+	exit, err := s.Wait()
+	if err == nil && (exit.Code != 0 || len(out) == 0) {
+		err = fmt.Errorf("%v ended with %+v and said %q", argv, exit, out)
 	}
 	return err
 }
@@ -179,25 +171,4 @@ func (vm *floorVM) stop() error {
 		_ = vm.cmd.Wait() // "signal: killed" is what was asked for
 	}
 	return os.RemoveAll(filepath.Dir(vm.root))
-}
-
-// newUser makes a key with a certificate of the authority.
-func newUser(a *identity.Authority) (ssh.Signer, error) {
-	_, key, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		return nil, err
-	}
-	signer, err := ssh.NewSignerFromKey(key)
-	if err != nil {
-		return nil, err
-	}
-	line, _, err := a.SignUser(string(ssh.MarshalAuthorizedKey(signer.PublicKey())), time.Hour, "bench")
-	if err != nil {
-		return nil, err
-	}
-	pub, _, _, _, err := ssh.ParseAuthorizedKey([]byte(line))
-	if err != nil {
-		return nil, err
-	}
-	return ssh.NewCertSigner(pub.(*ssh.Certificate), signer)
 }

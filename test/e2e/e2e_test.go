@@ -27,7 +27,7 @@ import (
 // leavesNothing fails the test if it leaves anything of a VM behind.
 func leavesNothing(t *testing.T) {
 	t.Helper()
-	before, files := inventory(t), vmFiles(t)
+	before, files, open := inventory(t), vmFiles(t), descriptors(t)
 	t.Cleanup(func() {
 		eventually(t, 5*time.Second, func() error {
 			if now := inventory(t); !slices.Equal(now, before) {
@@ -35,6 +35,10 @@ func leavesNothing(t *testing.T) {
 			}
 			if now := vmFiles(t); !slices.Equal(now, files) {
 				return fmt.Errorf("before %q, now %q", files, now)
+			}
+			// Idle connections come and go; a leak of one for each VM does not go.
+			if now := descriptors(t); now > open+8 {
+				return fmt.Errorf("services had %d descriptors, now %d", open, now)
 			}
 			return nil
 		})
@@ -238,13 +242,13 @@ func TestKilledFirecrackerIsToldAndLeavesNothing(t *testing.T) {
 		}
 		killed := time.Now()
 		wantGone(t, vm.ID, 5*time.Second)
-		best = min(best, time.Since(killed))
-		eventually(t, time.Second, func() error {
-			if v := show(t, vm.Name); v.State != api.StateFailed || !strings.Contains(v.Reason, "KILL") {
-				return fmt.Errorf("state %s, reason %q", v.State, v.Reason)
-			}
-			return nil
-		})
+		gone := time.Since(killed)
+		// To ask takes a CLI's start: what counts is when bangerd knew, and its
+		// answer comes at once.
+		if v := show(t, vm.Name); v.State != api.StateFailed || !strings.Contains(v.Reason, "KILL") {
+			t.Errorf("state %s, reason %q", v.State, v.Reason)
+		}
+		best = min(best, gone)
 		must(t, "vm", "start", vm.Name)
 	}
 	t.Logf("all gone %s after SIGKILL", best)
@@ -327,9 +331,9 @@ func TestBadInputIsRefusedAndLeavesNothing(t *testing.T) {
 		"at least 1":         {"vm", "run", "--rm", "--vcpu", "0", "--", "true"},
 		"33 vCPU":            {"vm", "run", "--rm", "--vcpu", "33", "--", "true"},
 		"of memory are":      {"vm", "run", "--rm", "--memory", "8M", "--", "true"},
-		"cannot import":      {"image", "import", "bad", bad},
+		"tar":                {"image", "import", "bad", bad},
 		"no such file":       {"image", "import", "bad", filepath.Join(dir, "absent")},
-		"kernel":             {"kernel", "import", "bad", "--from", bad},
+		"neither":            {"kernel", "import", "bad", "--from", bad},
 		"there is no VM":     {"vm", "exec", "nope", "--", "true"},
 		"there is no image":  {"image", "delete", "nope"},
 		"there is no kernel": {"kernel", "delete", "nope"},
@@ -346,6 +350,9 @@ func TestBadInputIsRefusedAndLeavesNothing(t *testing.T) {
 	}
 	if out := must(t, "image", "list"); strings.Contains(out, "bad") {
 		t.Errorf("an image was left:\n%s", out)
+	}
+	if out := must(t, "kernel", "list"); strings.Contains(out, "bad") {
+		t.Errorf("a kernel was left:\n%s", out)
 	}
 	if out := must(t, "vm", "list", "--json"); strings.Count(out, `"id"`) != 1 {
 		t.Errorf("a VM was left:\n%s", out)

@@ -61,6 +61,18 @@ func inventory(t testing.TB) []string {
 	return all
 }
 
+// descriptors counts what bangerd and the helper have open.
+func descriptors(t testing.TB) int {
+	t.Helper()
+	n := 0
+	for _, unit := range []string{"bangerd.service", "banger-helper.service"} {
+		if pid := mainPID(t, unit); pid != 0 { // the helper may have left
+			n += len(glob(t, fmt.Sprintf("/proc/%d/fd/*", pid)))
+		}
+	}
+	return n
+}
+
 // vmFiles lists the directories of VMs.
 func vmFiles(t testing.TB) []string { return glob(t, paths.StateDir+"/vms/*") }
 

@@ -10,8 +10,6 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
-
-	"banger/internal/guest"
 )
 
 // fallbackShell is for accounts without a shell, and for those whose shell is
@@ -36,6 +34,14 @@ type startError struct {
 
 func (e *startError) Error() string { return e.err.Error() }
 func (e *startError) Unwrap() error { return e.err }
+
+// startStatus is the exit status for a command that does not run.
+func startStatus(err error) int {
+	if e, ok := errors.AsType[*startError](err); ok {
+		return e.status
+	}
+	return 126
+}
 
 func notFound(format string, args ...any) error {
 	return &startError{127, fmt.Errorf(format, args...)}
@@ -206,17 +212,4 @@ func asStartError(file string, err error) error {
 	default:
 		return notExecutable("cannot run %s: %w", file, err)
 	}
-}
-
-// validExec checks what a client sent as guest.ExecEnv.
-func validExec(e guest.Exec) error {
-	if e.Dir != "" && (!filepath.IsAbs(e.Dir) || strings.Contains(e.Dir, "\x00")) {
-		return fmt.Errorf("directory %q is not absolute", e.Dir)
-	}
-	for _, a := range e.Argv {
-		if strings.Contains(a, "\x00") {
-			return errors.New("an argument holds a NUL byte")
-		}
-	}
-	return nil
 }

@@ -14,17 +14,18 @@ import (
 	"time"
 
 	"banger/api"
+	"banger/internal/guest"
 )
 
 // The control port speaks the HTTP/1.1 with JSON of package jsonhttp, without
-// net/http: three routes do not need what it brings, which is TLS, HTTP/2 and
+// net/http: four routes do not need what it brings, which is TLS, HTTP/2 and
 // a third of the program. Every boot unpacks the program into memory and pays
 // for each of its pages.
 
 // Limits of what the host may send.
 const (
 	maxHead     = 16 << 10
-	maxBody     = 1 << 20
+	maxBody     = guest.MaxRequest
 	headTimeout = 10 * time.Second // from the first byte of a request to its last
 	idleTimeout = 2 * time.Minute
 )
@@ -33,20 +34,30 @@ const (
 // answer has left.
 type route struct {
 	method, path string
+	protocol     string // the request has to ask for an upgrade to it; answer is a takeover then
 	handle       func(body []byte) (answer any, err error)
 	then         func()
+}
+
+// takeover is the answer 101: it owns the connection until it returns. What
+// has been read of it already is in r, which reads on from there.
+type takeover func(conn net.Conn, r *bufio.Reader)
+
+func (r route) upgradedTo(protocol string) route {
+	r.protocol = protocol
+	return r
 }
 
 // jsonRoute makes a route of a typed function: unknown fields and trailing
 // data are refused, an empty body is an empty request.
 func jsonRoute[In, Out any](method, path string, f func(In) (Out, error), then func()) route {
-	return route{method, path, func(body []byte) (any, error) {
+	return route{method: method, path: path, handle: func(body []byte) (any, error) {
 		var in In
 		if err := decode(body, &in); err != nil {
 			return nil, api.BadRequest("cannot read request: %v", err)
 		}
 		return f(in)
-	}, then}
+	}, then: then}
 }
 
 func decode(body []byte, in any) error {
@@ -94,6 +105,10 @@ func serveConn(conn net.Conn, routes []route) {
 			return
 		}
 		answer, then, err := dispatch(routes, req)
+		if take, ok := answer.(takeover); ok && err == nil {
+			upgrade(conn, r, req.upgrade, take)
+			return
+		}
 		if writeErr := writeAnswer(conn, answer, err, req.last); then != nil && err == nil {
 			then()
 		} else if writeErr != nil {
@@ -105,13 +120,22 @@ func serveConn(conn net.Conn, routes []route) {
 	}
 }
 
-func dispatch(routes []route, req request) (answer any, then func(), err error) {
+func upgrade(conn net.Conn, r *bufio.Reader, protocol string, take takeover) {
+	_ = conn.SetReadDeadline(time.Time{}) // a dead connection fails below
+	if _, err := fmt.Fprintf(conn, "HTTP/1.1 101 -\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", protocol); err == nil {
+		take(conn, r)
+	}
+}
+
+func dispatch(routes []route, req httpRequest) (answer any, then func(), err error) {
 	err = api.NotFound("no %s in this agent", req.path)
 	for _, r := range routes {
 		switch {
 		case r.path != req.path:
 		case r.method != req.method:
 			err = api.Problemf(405, api.CodeBadRequest, "%s does not take %s", req.path, req.method)
+		case r.protocol != req.upgrade:
+			err = api.Problemf(426, api.CodeBadRequest, "%s upgrades to %q, not to %q", req.path, r.protocol, req.upgrade)
 		default:
 			answer, err := r.handle(req.body)
 			return answer, r.then, err
@@ -120,31 +144,32 @@ func dispatch(routes []route, req request) (answer any, then func(), err error) 
 	return nil, nil, err
 }
 
-type request struct {
+type httpRequest struct {
 	method, path string
 	body         []byte
-	last         bool // the client closes after the answer
+	upgrade      string // protocol to go on with
+	last         bool   // the client closes after the answer
 }
 
 // readRequest reads one request, whose body has to have a length.
-func readRequest(r *bufio.Reader) (request, error) {
+func readRequest(r *bufio.Reader) (httpRequest, error) {
 	head := headReader{r: r, left: maxHead}
 	line, err := head.line()
 	if err != nil {
-		return request{}, err
+		return httpRequest{}, err
 	}
 	words := strings.Split(line, " ")
 	if len(words) != 3 || words[2] != "HTTP/1.1" || words[0] == "" || !strings.HasPrefix(words[1], "/") {
-		return request{}, api.BadRequest("not an HTTP/1.1 request")
+		return httpRequest{}, api.BadRequest("not an HTTP/1.1 request")
 	}
-	req := request{method: words[0], path: words[1]}
+	req := httpRequest{method: words[0], path: words[1]}
 	length, err := head.fields(&req)
 	if err != nil {
-		return request{}, err
+		return httpRequest{}, err
 	}
 	req.body = make([]byte, length)
 	if _, err := io.ReadFull(r, req.body); err != nil {
-		return request{}, api.BadRequest("cannot read the request's body: %v", err)
+		return httpRequest{}, api.BadRequest("cannot read the request's body: %v", err)
 	}
 	return req, nil
 }
@@ -174,7 +199,7 @@ func (h *headReader) line() (string, error) {
 
 // fields reads header fields up to the empty line. Two lengths, or a body
 // without one, are refused.
-func (h *headReader) fields(req *request) (length int, err error) {
+func (h *headReader) fields(req *httpRequest) (length int, err error) {
 	seen := false
 	for {
 		line, err := h.line()
@@ -198,6 +223,8 @@ func (h *headReader) fields(req *request) (length int, err error) {
 			length, seen = int(n), true
 		case "transfer-encoding":
 			return 0, api.Problemf(411, api.CodeBadRequest, "a request body needs a content length")
+		case "upgrade":
+			req.upgrade = value
 		case "connection":
 			req.last = strings.EqualFold(value, "close")
 		}

@@ -28,6 +28,8 @@ type server struct {
 	taken bool          // guarded by mu; an identity is being or has been applied
 	init  string        // guarded by mu; see guest.Health
 	grace time.Duration // guarded by mu; set with guest.PhaseEnding
+	// commands run in the image; nil before there is one.
+	commands *launcher // guarded by mu
 	// imageInit says that pid 1 is the image's init, or about to be.
 	imageInit bool // guarded by mu
 
@@ -71,7 +73,14 @@ func (s *server) routes() []route {
 		// follows.
 		jsonRoute("PUT", "/v1/identity", s.putIdentity, s.startInit),
 		jsonRoute("POST", "/v1/shutdown", s.postShutdown, s.end),
+		execRoute(s.launcher, s.log),
 	}
+}
+
+func (s *server) launcher() *launcher {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.commands
 }
 
 // initAgent is what Health says where the image has no init.
@@ -104,7 +113,8 @@ func (s *server) putIdentity(doc guest.Identity) (guest.Health, error) {
 	if err := doc.Validate(); err != nil {
 		return guest.Health{}, api.BadRequest("cannot accept identity: %v", err)
 	}
-	ssh, err := newSSHServer(doc, s.spawner, s.log)
+	commands := &launcher{env: doc.Env, workDir: doc.WorkDir, accounts: "/etc", spawner: s.spawner}
+	ssh, err := newSSHServer(doc.SSH, commands, s.log)
 	if err != nil {
 		return guest.Health{}, api.BadRequest("cannot accept identity: %v", err)
 	}
@@ -124,6 +134,7 @@ func (s *server) putIdentity(doc guest.Identity) (guest.Health, error) {
 	if s.phase == guest.PhaseWaiting { // not ending meanwhile
 		s.phase = guest.PhaseReady
 	}
+	s.commands = commands
 	go ssh.serve(s.ssh)
 	return s.healthLocked(), nil
 }

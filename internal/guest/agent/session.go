@@ -1,16 +1,11 @@
 package agent
 
 import (
-	"encoding/json"
-	"errors"
 	"fmt"
-	"slices"
 	"strings"
 
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
-
-	"banger/internal/guest"
 )
 
 // maxSessionEnv bounds the variables one client may set.
@@ -25,10 +20,9 @@ type session struct {
 	user string
 
 	env     []string
-	exec    *guest.Exec // nil: as OpenSSH does
-	tty     *terminal   // nil: three pipes
+	tty     *terminal // nil: three pipes
 	started bool
-	proc    *process // nil until the command runs
+	run     *running // nil until the command runs
 }
 
 // session serves a channel until the client closes it or is gone. Then the
@@ -42,28 +36,24 @@ func (s *sshServer) session(nc ssh.NewChannel, user string) {
 	defer ch.Close()
 	ses := &session{srv: s, ch: ch, user: user}
 	for req := range requests {
-		run, ok := ses.request(req)
+		resolve, ok := ses.request(req)
 		if req.WantReply {
 			_ = req.Reply(ok, nil) // the connection is gone: requests ends
 		}
-		if run != nil {
-			ses.start(run)
+		if resolve != nil {
+			ses.start(resolve)
 		}
 	}
-	if ses.proc != nil {
-		_ = ses.signal(unix.SIGHUP) // it ended meanwhile
-	}
-	if ses.tty != nil {
+	if ses.run != nil {
+		ses.run.hangUp()
+	} else if ses.tty != nil {
 		ses.tty.close()
 	}
 }
 
-// resolver turns a request into a command, given what the session has set up.
-type resolver func(base command) (command, error)
-
 // request handles one request. A resolver in return is to be started after
 // the answer.
-func (s *session) request(req *ssh.Request) (run resolver, ok bool) {
+func (s *session) request(req *ssh.Request) (resolve resolver, ok bool) {
 	switch req.Type {
 	case "env":
 		return nil, s.setenv(req.Payload)
@@ -78,9 +68,9 @@ func (s *session) request(req *ssh.Request) (run resolver, ok bool) {
 		if s.started {
 			return nil, false
 		}
-		run, ok = s.resolver(req)
+		resolve, ok = s.resolver(req)
 		s.started = ok
-		return run, ok
+		return resolve, ok
 	default:
 		return nil, false
 	}
@@ -90,15 +80,6 @@ func (s *session) setenv(payload []byte) bool {
 	var kv struct{ Name, Value string }
 	if ssh.Unmarshal(payload, &kv) != nil || s.started {
 		return false
-	}
-	if kv.Name == guest.ExecEnv {
-		e := &guest.Exec{}
-		if err := json.Unmarshal([]byte(kv.Value), e); err != nil || validExec(*e) != nil {
-			s.exec = &guest.Exec{Argv: []string{""}} // it must not fall back to the shell
-			return false
-		}
-		s.exec = e
-		return true
 	}
 	if len(s.env) == maxSessionEnv || !validName(kv.Name) || strings.Contains(kv.Value, "\x00") {
 		return false
@@ -123,20 +104,11 @@ func (s *session) openTTY(payload []byte) bool {
 
 func (s *session) signalByName(payload []byte) bool {
 	var name struct{ Name string }
-	if ssh.Unmarshal(payload, &name) != nil || s.proc == nil {
+	if ssh.Unmarshal(payload, &name) != nil || s.run == nil {
 		return false
 	}
 	sig, known := signalByName(name.Name)
-	return known && s.signal(sig) == nil
-}
-
-// signal reaches what Ctrl-C would: on a terminal the group in its
-// foreground, else the command's own group.
-func (s *session) signal(sig unix.Signal) error {
-	if s.tty != nil {
-		return s.proc.signal(sig, s.tty.foreground())
-	}
-	return s.proc.signal(sig, 0)
+	return known && s.run.signal(sig) == nil
 }
 
 // resolver reads an exec, shell or subsystem request.
@@ -148,9 +120,7 @@ func (s *session) resolver(req *ssh.Request) (resolver, bool) {
 	switch {
 	case req.Type == "subsystem":
 		return sftpCommand, arg.Value == "sftp"
-	case s.exec != nil && len(s.exec.Argv) > 0:
-		return func(base command) (command, error) { return directCommand(base, s.exec.Argv) }, true
-	case s.exec != nil || req.Type == "shell":
+	case req.Type == "shell":
 		return func(base command) (command, error) { return shellCommand(base, nil) }, true
 	default:
 		return func(base command) (command, error) { return shellCommand(base, &arg.Value) }, true
@@ -158,21 +128,21 @@ func (s *session) resolver(req *ssh.Request) (resolver, bool) {
 }
 
 // start starts the command, or tells the client why it cannot be.
-func (s *session) start(run resolver) {
-	cmd, err := s.prepare(run)
+func (s *session) start(resolve resolver) {
+	run, err := s.srv.launch(request{user: s.user, env: s.env, resolve: resolve}, s.tty, streams{
+		stdin: s.ch, stdout: s.ch, stderr: s.ch.Stderr(),
+		// What follows fails only when the client is gone.
+		ended: func(status unix.WaitStatus) {
+			_ = reportExit(s.ch, status)
+			_ = s.ch.Close()
+		},
+	})
 	if err == nil {
-		err = s.launch(cmd)
-	}
-	if err == nil {
+		s.run = run
 		return
 	}
-	status := 126
-	if e, ok := errors.AsType[*startError](err); ok {
-		status = e.status
-	}
-	// What follows fails only when the client is gone.
 	_, _ = fmt.Fprintf(s.ch.Stderr(), "banger: %v%s", err, s.newline())
-	_ = reportStatus(s.ch, status)
+	_ = reportStatus(s.ch, startStatus(err))
 	_ = s.ch.Close()
 }
 
@@ -181,96 +151,4 @@ func (s *session) newline() string {
 		return "\r\n" // the client's terminal is raw
 	}
 	return "\n"
-}
-
-func (s *session) prepare(run resolver) (command, error) {
-	as, err := s.srv.accounts.find(s.user)
-	if err != nil {
-		return command{}, err
-	}
-	term, wanted := "", ""
-	if s.tty != nil {
-		term = s.tty.term
-	}
-	if s.exec != nil {
-		wanted = s.exec.Dir
-	}
-	base := command{as: as, env: environment(as, term, s.srv.env, s.env)}
-	if base.dir, err = chooseDir(wanted, s.srv.workDir, as); err != nil {
-		return command{}, err
-	}
-	return run(base)
-}
-
-func (s *session) launch(cmd command) error {
-	if s.tty != nil {
-		return s.launchOnTTY(cmd)
-	}
-	return s.launchOnPipes(cmd)
-}
-
-func (s *session) launchOnTTY(cmd command) error {
-	if err := s.tty.giveTo(cmd.as); err != nil {
-		return fmt.Errorf("cannot give the terminal to %s: %w", cmd.as.name, err)
-	}
-	proc, err := s.srv.spawner.start(cmd, [3]int{s.tty.slave, s.tty.slave, s.tty.slave}, true)
-	if err != nil {
-		return asStartError(cmd.argv[0], err)
-	}
-	s.proc = proc
-	s.tty.dropSlave()
-	go func() {
-		copyInput(s.tty.master, s.ch)
-		_ = s.tty.endInput() // it ended meanwhile
-	}()
-	go s.finish(proc, func() { copyOutput(s.ch, s.tty.master, proc.done) })
-	return nil
-}
-
-func (s *session) launchOnPipes(cmd command) error {
-	stdin, stdinErr := newPipe("stdin", true)
-	stdout, stdoutErr := newPipe("stdout", false)
-	stderr, stderrErr := newPipe("stderr", false)
-	pipes := slices.DeleteFunc([]*pipe{stdin, stdout, stderr}, func(p *pipe) bool { return p == nil })
-	if err := errors.Join(stdinErr, stdoutErr, stderrErr); err != nil {
-		for _, p := range pipes {
-			p.close()
-		}
-		return err
-	}
-	proc, err := s.srv.spawner.start(cmd, [3]int{stdin.theirs, stdout.theirs, stderr.theirs}, false)
-	if err != nil {
-		for _, p := range pipes {
-			p.close()
-		}
-		return asStartError(cmd.argv[0], err)
-	}
-	s.proc = proc
-	for _, p := range pipes {
-		p.handOver()
-	}
-	go func() {
-		copyInput(stdin.ours, s.ch)
-		_ = stdin.ours.Close() // the command has seen the end, or does not care
-	}()
-	errDone := make(chan struct{})
-	go func() {
-		defer close(errDone)
-		copyOutput(s.ch.Stderr(), stderr.ours, proc.done)
-	}()
-	go s.finish(proc, func() {
-		copyOutput(s.ch, stdout.ours, proc.done)
-		<-errDone
-	})
-	return nil
-}
-
-// finish waits for the output and the command's end, in this order, and tells
-// the client.
-func (s *session) finish(proc *process, output func()) {
-	output()
-	<-proc.done
-	// Both fail only when the client is gone.
-	_ = reportExit(s.ch, proc.status)
-	_ = s.ch.Close()
 }

@@ -1,34 +1,28 @@
 package agent
 
 import (
+	"slices"
+	"strings"
+
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
 )
 
-// signalNames are those of RFC 4254, 6.10. There are no others on the wire.
-var signalNames = map[unix.Signal]ssh.Signal{
-	unix.SIGABRT: ssh.SIGABRT,
-	unix.SIGALRM: ssh.SIGALRM,
-	unix.SIGFPE:  ssh.SIGFPE,
-	unix.SIGHUP:  ssh.SIGHUP,
-	unix.SIGILL:  ssh.SIGILL,
-	unix.SIGINT:  ssh.SIGINT,
-	unix.SIGKILL: ssh.SIGKILL,
-	unix.SIGPIPE: ssh.SIGPIPE,
-	unix.SIGQUIT: ssh.SIGQUIT,
-	unix.SIGSEGV: ssh.SIGSEGV,
-	unix.SIGTERM: ssh.SIGTERM,
-	unix.SIGUSR1: ssh.SIGUSR1,
-	unix.SIGUSR2: ssh.SIGUSR2,
+// signalByName knows all that Linux has, by their names without SIG.
+func signalByName(name string) (unix.Signal, bool) {
+	sig := unix.SignalNum("SIG" + name)
+	return sig, sig != 0
 }
 
-func signalByName(name string) (unix.Signal, bool) {
-	for sig, n := range signalNames {
-		if string(n) == name {
-			return sig, true
-		}
-	}
-	return 0, false
+// signalName returns "" for a real-time signal.
+func signalName(sig unix.Signal) string {
+	return strings.TrimPrefix(unix.SignalName(sig), "SIG")
+}
+
+// sshSignals are those of RFC 4254, 6.10. There are no others on SSH's wire.
+var sshSignals = []ssh.Signal{
+	ssh.SIGABRT, ssh.SIGALRM, ssh.SIGFPE, ssh.SIGHUP, ssh.SIGILL, ssh.SIGINT, ssh.SIGKILL,
+	ssh.SIGPIPE, ssh.SIGQUIT, ssh.SIGSEGV, ssh.SIGTERM, ssh.SIGUSR1, ssh.SIGUSR2,
 }
 
 // exitStatus and exitSignal are the payloads of RFC 4254, 6.10.
@@ -45,15 +39,20 @@ type exitSignal struct {
 // the wire becomes the status a shell would give it.
 func reportExit(ch ssh.Channel, status unix.WaitStatus) error {
 	var err error
-	switch name, named := signalNames[status.Signal()]; {
-	case !status.Signaled():
-		err = reportStatus(ch, status.ExitStatus())
-	case named:
-		_, err = ch.SendRequest("exit-signal", false, ssh.Marshal(exitSignal{Signal: string(name)}))
-	default:
-		err = reportStatus(ch, 128+int(status.Signal()))
+	if name := signalName(status.Signal()); status.Signaled() && slices.Contains(sshSignals, ssh.Signal(name)) {
+		_, err = ch.SendRequest("exit-signal", false, ssh.Marshal(exitSignal{Signal: name}))
+	} else {
+		err = reportStatus(ch, shellStatus(status))
 	}
 	return err
+}
+
+// shellStatus is what a shell says of an ended process.
+func shellStatus(status unix.WaitStatus) int {
+	if status.Signaled() {
+		return 128 + int(status.Signal())
+	}
+	return status.ExitStatus()
 }
 
 func reportStatus(ch ssh.Channel, status int) error {

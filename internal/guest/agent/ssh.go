@@ -20,21 +20,18 @@ const handshakeTimeout = 30 * time.Second
 
 // sshServer serves sessions in the image's root.
 type sshServer struct {
-	config   *ssh.ServerConfig
-	env      []string // of the image
-	workDir  string   // of the image; may be empty
-	accounts accountFiles
-	spawner  *spawner
-	log      *slog.Logger
+	*launcher
+	config *ssh.ServerConfig
+	log    *slog.Logger
 }
 
 // newSSHServer checks the document's keys and touches nothing.
-func newSSHServer(doc guest.Identity, sp *spawner, log *slog.Logger) (*sshServer, error) {
-	config, err := sshConfig(doc.SSH)
+func newSSHServer(keys guest.SSH, l *launcher, log *slog.Logger) (*sshServer, error) {
+	config, err := sshConfig(keys)
 	if err != nil {
 		return nil, err
 	}
-	return &sshServer{config: config, env: doc.Env, workDir: doc.WorkDir, accounts: "/etc", spawner: sp, log: log}, nil
+	return &sshServer{launcher: l, config: config, log: log}, nil
 }
 
 // sshConfig offers the host certificate and nothing else, and lets in who has

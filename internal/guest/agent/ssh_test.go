@@ -69,28 +69,34 @@ func serveSSH(t *testing.T) *testServer {
 	t.Helper()
 	authority := newSigner(t)
 	host, hostPEM := newKey(t)
-	doc := guest.Identity{
-		SSH: guest.SSH{
-			UserCA:   string(ssh.MarshalAuthorizedKey(authority.PublicKey())),
-			HostKey:  hostPEM,
-			HostCert: string(ssh.MarshalAuthorizedKey(certify(t, authority, host.PublicKey(), ssh.HostCert, "vm", nil))),
-		},
-		Env: []string{"FROM_IMAGE=1", "BOTH=image"},
+	keys := guest.SSH{
+		UserCA:   string(ssh.MarshalAuthorizedKey(authority.PublicKey())),
+		HostKey:  hostPEM,
+		HostCert: string(ssh.MarshalAuthorizedKey(certify(t, authority, host.PublicKey(), ssh.HostCert, "vm", nil))),
 	}
-	log := testLogger(t)
-	srv, err := newSSHServer(doc, &spawner{log: log}, log)
+	l, home := testLauncher(t)
+	srv, err := newSSHServer(keys, l, testLogger(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	home := t.TempDir()
-	srv.accounts = etc(t, "root:x:0:0:root:"+home+":/bin/sh\n", "")
-	l, err := net.Listen("unix", t.TempDir()+"/s")
+	listener, err := net.Listen("unix", t.TempDir()+"/s")
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = l.Close() })
-	go srv.serve(l)
-	return &testServer{srv, authority, l.Addr().String(), home}
+	t.Cleanup(func() { _ = listener.Close() })
+	go srv.serve(listener)
+	return &testServer{srv, authority, listener.Addr().String(), home}
+}
+
+// testLauncher runs commands on this host as in a guest whose root has home.
+func testLauncher(t *testing.T) (l *launcher, home string) {
+	t.Helper()
+	home = t.TempDir()
+	return &launcher{
+		env:      []string{"FROM_IMAGE=1", "BOTH=image"},
+		accounts: etc(t, "root:x:0:0:root:"+home+":/bin/sh\n", ""),
+		spawner:  &spawner{log: testLogger(t)},
+	}, home
 }
 
 func (s *testServer) dial(t *testing.T, user string, auth ...ssh.AuthMethod) (*ssh.Client, error) {

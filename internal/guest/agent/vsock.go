@@ -47,7 +47,23 @@ func newVsockListener(fd int, port uint32) (*vsockListener, error) {
 	return &vsockListener{f: f, raw: raw, addr: vsockAddr{unix.VMADDR_CID_ANY, port}}, nil
 }
 
+// Accept returns connections of the host. Others are closed: where the guest's
+// kernel has a local transport, any process in the guest could call, and the
+// control port obeys whoever does.
 func (l *vsockListener) Accept() (net.Conn, error) {
+	for {
+		c, err := l.accept()
+		if err != nil {
+			return nil, &net.OpError{Op: "accept", Net: "vsock", Addr: l.addr, Err: err}
+		}
+		if c.remote.cid == unix.VMADDR_CID_HOST {
+			return c, nil
+		}
+		_ = c.Close()
+	}
+}
+
+func (l *vsockListener) accept() (*vsockConn, error) {
 	var fd int
 	var from unix.Sockaddr
 	var acceptErr error
@@ -59,7 +75,7 @@ func (l *vsockListener) Accept() (net.Conn, error) {
 		err = acceptErr
 	}
 	if err != nil {
-		return nil, &net.OpError{Op: "accept", Net: "vsock", Addr: l.addr, Err: err}
+		return nil, err
 	}
 	c := &vsockConn{f: os.NewFile(uintptr(fd), "vsock"), local: l.addr}
 	if vm, ok := from.(*unix.SockaddrVM); ok {
