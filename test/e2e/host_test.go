@@ -28,12 +28,14 @@ func inventory(t testing.TB) []string {
 	t.Helper()
 	var all []string
 	for _, dm := range glob(t, "/sys/class/block/dm-*/dm/name") {
-		if name := read(t, dm); strings.HasPrefix(name, "fc-") {
+		raw, err := os.ReadFile(dm) // it may go in this moment
+		if name := strings.TrimSpace(string(raw)); err == nil && strings.HasPrefix(name, "fc-") {
 			all = append(all, "dm "+name)
 		}
 	}
 	for _, loop := range glob(t, "/sys/class/block/loop*/loop/backing_file") {
-		if file := read(t, loop); strings.Contains(file, "banger") {
+		raw, err := os.ReadFile(loop)
+		if file := strings.TrimSpace(string(raw)); err == nil && strings.Contains(file, "banger") {
 			all = append(all, "loop "+file)
 		}
 	}
@@ -153,7 +155,8 @@ func mainPID(t testing.TB, unit string) int {
 // root runs a command of the host that must succeed.
 func root(t testing.TB, argv ...string) string {
 	t.Helper()
-	out, err := exec.CommandContext(t.Context(), argv[0], argv[1:]...).CombinedOutput()
+	// Clean-ups run commands too, when the test's context has ended.
+	out, err := exec.CommandContext(context.WithoutCancel(t.Context()), argv[0], argv[1:]...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v: %v\n%s", argv, err, out)
 	}

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-func etc(t *testing.T, passwd, group string) accountFiles {
+func etc(t testing.TB, passwd, group string) accountFiles {
 	t.Helper()
 	dir := t.TempDir()
 	if passwd != "" {

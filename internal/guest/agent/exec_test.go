@@ -21,13 +21,13 @@ import (
 // execServer is a control port that runs commands.
 type execServer struct{ addr, home string }
 
-func serveExec(t *testing.T) *execServer {
+func serveExec(t testing.TB) *execServer {
 	t.Helper()
 	here, home := testLauncher(t)
 	return &execServer{serveRoute(t, func() *launcher { return here }), home}
 }
 
-func serveRoute(t *testing.T, ready func() *launcher) (addr string) {
+func serveRoute(t testing.TB, ready func() *launcher) (addr string) {
 	t.Helper()
 	l, err := net.Listen("unix", t.TempDir()+"/s")
 	if err != nil {
@@ -39,7 +39,7 @@ func serveRoute(t *testing.T, ready func() *launcher) (addr string) {
 	return l.Addr().String()
 }
 
-func connect(t *testing.T, addr string) net.Conn {
+func connect(t testing.TB, addr string) net.Conn {
 	t.Helper()
 	var d net.Dialer
 	c, err := d.DialContext(t.Context(), "unix", addr)
@@ -51,7 +51,7 @@ func connect(t *testing.T, addr string) net.Conn {
 }
 
 // start starts a command; hangUp breaks its connection.
-func (s *execServer) start(t *testing.T, e guest.Exec) (h *stream.Host, hangUp func()) {
+func (s *execServer) start(t testing.TB, e guest.Exec) (h *stream.Host, hangUp func()) {
 	t.Helper()
 	c := connect(t, s.addr)
 	h, err := guest.StartExec(t.Context(), c, e)

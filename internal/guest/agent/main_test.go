@@ -21,7 +21,7 @@ func TestMain(m *testing.M) {
 }
 
 // testLogger shows what the agent says when a test fails.
-func testLogger(t *testing.T) *slog.Logger {
+func testLogger(t testing.TB) *slog.Logger {
 	t.Helper()
 	return slog.New(slog.NewTextHandler(t.Output(), nil))
 }

@@ -89,7 +89,7 @@ func serveSSH(t *testing.T) *testServer {
 }
 
 // testLauncher runs commands on this host as in a guest whose root has home.
-func testLauncher(t *testing.T) (l *launcher, home string) {
+func testLauncher(t testing.TB) (l *launcher, home string) {
 	t.Helper()
 	home = t.TempDir()
 	return &launcher{

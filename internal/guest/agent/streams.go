@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,6 +20,10 @@ const (
 	// something to say yet. Each output restarts it.
 	quiet = time.Second
 )
+
+// buffers are for copying. A command has three of them; making them anew for
+// each would have short commands wait for the collector.
+var buffers = sync.Pool{New: func() any { return new([copySize]byte) }}
 
 // pipe is one of a command's standard streams.
 type pipe struct {
@@ -69,9 +74,10 @@ func copyOutput(w io.Writer, r *os.File, exited <-chan struct{}) {
 		case <-finished:
 		}
 	}()
-	buf := make([]byte, copySize)
+	buf := buffers.Get().(*[copySize]byte)
+	defer buffers.Put(buf)
 	for {
-		n, err := r.Read(buf)
+		n, err := r.Read(buf[:])
 		if n > 0 {
 			if _, err := w.Write(buf[:n]); err != nil {
 				return
@@ -92,10 +98,11 @@ func copyOutput(w io.Writer, r *os.File, exited <-chan struct{}) {
 // read it, or not all, is normal: the rest is dropped, so that the client is
 // not held up.
 func copyInput(w io.Writer, r io.Reader) {
-	buf := make([]byte, copySize)
+	buf := buffers.Get().(*[copySize]byte)
+	defer buffers.Put(buf)
 	var broken error
 	for {
-		n, err := r.Read(buf)
+		n, err := r.Read(buf[:])
 		if n > 0 && broken == nil {
 			_, broken = w.Write(buf[:n])
 		}

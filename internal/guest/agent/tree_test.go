@@ -23,7 +23,7 @@ func image(t *testing.T) (root, outside string, tr tree) {
 	return root, outside, tr
 }
 
-func mkdir(t *testing.T, path string) {
+func mkdir(t testing.TB, path string) {
 	t.Helper()
 	if err := os.MkdirAll(path, 0o755); err != nil {
 		t.Fatal(err)
@@ -38,7 +38,7 @@ func symlink(t *testing.T, target, path string) {
 	}
 }
 
-func create(t *testing.T, path, content string, mode os.FileMode) {
+func create(t testing.TB, path, content string, mode os.FileMode) {
 	t.Helper()
 	mkdir(t, filepath.Dir(path))
 	if err := os.WriteFile(path, []byte(content), mode); err != nil {
