@@ -71,7 +71,7 @@ func NewCommand(host string, argv ...string) *Client {
 
 func badHost(host string) *api.Problem {
 	return api.BadRequest("cannot use %q as a host", host).
-		WithHint("a host is unix:///PATH/OF/SOCKET or ssh://[USER@]HOST[:PORT]")
+		WithHint("a host is unix:///PATH/OF/SOCKET or ssh://[USER@]HOST[:PORT]; the command also takes local and machine[:NAME]")
 }
 
 func newClient(host string, dial jsonhttp.Dialer) *Client {

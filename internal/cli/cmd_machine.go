@@ -179,7 +179,7 @@ COMMAND arrives word for word; its exit code is passed on.`,
 				return err
 			}
 			if !exists {
-				return api.NotFound("there is no machine %q", m.Name).WithHint("make it: banger machine init")
+				return api.NotFound("there is no machine %q", m.Name).WithHint("make it: banger machine init %s", m.Name)
 			}
 			user := machine.Owner
 			if root {

@@ -50,7 +50,7 @@ func (m *Machine) readRecord() (record, error) {
 	var r record
 	text, err := os.ReadFile(m.path(recordFile))
 	if errors.Is(err, fs.ErrNotExist) {
-		return r, api.NotFound("there is no machine %q", m.Name).WithHint("make it: banger machine init")
+		return r, api.NotFound("there is no machine %q", m.Name).WithHint("make it: banger machine init %s", m.Name)
 	}
 	if err == nil {
 		err = json.Unmarshal(text, &r)
