@@ -197,9 +197,9 @@ func (b *bench) spawn(ctx context.Context, f *floor, runs int) ([]row, error) {
 	}, nil
 }
 
-// exec compares a command on a running VM with the same over vsock by hand: a
-// new connection, one command, its output. The least a connection can cost, one
-// answer of the agent, is shown apart.
+// exec compares a command on a running VM with the least a question to a guest
+// can cost: a new vsock connection and one answer of the agent. The same command
+// by hand over a new connection is shown apart.
 func (b *bench) exec(ctx context.Context, f *floor, runs int) ([]row, error) {
 	vm, _, err := f.start(ctx)
 	defer func() { _ = vm.stop() }()
@@ -239,8 +239,8 @@ func (b *bench) exec(ctx context.Context, f *floor, runs int) ([]row, error) {
 	return []row{
 		{What: "CLI start-up (banger version --client)", Unit: "ms", Value: median(start)},
 		{What: "vm exec -- true, whole command", Unit: "ms", Value: median(whole)},
-		{What: "vm exec -- true, without CLI start-up", Unit: "ms", Value: median(whole) - median(start), Floor: median(direct), Limit: 3},
-		{What: "  of the floor: an answer over a new connection", Unit: "ms", Value: median(trip)},
+		{What: "vm exec -- true, without CLI start-up", Unit: "ms", Value: median(whole) - median(start), Floor: median(trip), Limit: 3},
+		{What: "  of the floor: a command over a new connection", Unit: "ms", Value: median(direct)},
 	}, nil
 }
 
