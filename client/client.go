@@ -57,7 +57,8 @@ func New(host string) (*Client, error) {
 		if strings.HasPrefix(destination, "-") {
 			return nil, badHost(host) // ssh would take it for an option
 		}
-		return NewCommand(host, sshArgv(destination, u.Port())...), nil
+		// In our process group: ssh may have to ask for a passphrase.
+		return newClient(host, commandDialer(host, sshArgv(destination, u.Port()), false)), nil
 	}
 	return nil, badHost(host)
 }
@@ -66,7 +67,7 @@ func New(host string) (*Client, error) {
 // it joins its stdin and stdout to the daemon, as ssh HOST banger dial-stdio
 // does. host is what people call the place.
 func NewCommand(host string, argv ...string) *Client {
-	return newClient(host, commandDialer(host, argv))
+	return newClient(host, commandDialer(host, argv, true))
 }
 
 func badHost(host string) *api.Problem {

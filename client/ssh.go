@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -68,7 +69,10 @@ func controlDir() (string, error) {
 
 // commandDialer starts argv for each connection, with one end of a socket pair
 // as its stdin and stdout: unlike two pipes, our end has deadlines and half-close.
-func commandDialer(host string, argv []string) jsonhttp.Dialer {
+// With ownGroup the terminal's signals do not reach it: Ctrl-C is for the command
+// in the guest, and has to travel on this connection. It then cannot ask a
+// person anything.
+func commandDialer(host string, argv []string, ownGroup bool) jsonhttp.Dialer {
 	return func(ctx context.Context) (net.Conn, error) {
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -80,6 +84,7 @@ func commandDialer(host string, argv []string) jsonhttp.Dialer {
 		conn := &commandConn{UnixConn: ours, host: host, ended: make(chan struct{})}
 		// Not CommandContext: ctx is of the dialling, the connection lives longer.
 		cmd := exec.Command(argv[0], argv[1:]...) //nolint:noctx // see above
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: ownGroup}
 		cmd.Stdin, cmd.Stdout = theirs, theirs
 		// A ControlPersist master keeps stderr open for long: do not wait for its end.
 		cmd.Stderr, cmd.WaitDelay = &conn.stderr, 100*time.Millisecond
