@@ -34,7 +34,9 @@ type Store struct{ db *sql.DB }
 // Open opens or creates the database and brings it to this build's schema. A
 // database of a newer build is refused.
 func Open(ctx context.Context, path string) (*Store, error) {
-	dsn := "file:" + path + "?_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)&_pragma=synchronous(NORMAL)&_pragma=foreign_keys(1)&_txlock=immediate"
+	// FULL: what was answered survives a power cut; a VM that came back after its
+	// delete, or was gone after its creation, would be no record to trust.
+	dsn := "file:" + path + "?_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=foreign_keys(1)&_txlock=immediate"
 	db, err := sql.Open("sqlite", dsn)
 	if err != nil {
 		return nil, fmt.Errorf("cannot open store: %w", err)
@@ -50,7 +52,7 @@ func Open(ctx context.Context, path string) (*Store, error) {
 
 func (s *Store) prepare(ctx context.Context) error {
 	// Drivers have been known to ignore a pragma spelled for another driver.
-	for pragma, want := range map[string]string{"foreign_keys": "1", "journal_mode": "wal", "busy_timeout": "5000"} {
+	for pragma, want := range map[string]string{"foreign_keys": "1", "journal_mode": "wal", "busy_timeout": "5000", "synchronous": "2"} {
 		var got string
 		if err := s.db.QueryRowContext(ctx, "PRAGMA "+pragma).Scan(&got); err != nil {
 			return err
