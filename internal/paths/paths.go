@@ -28,10 +28,9 @@ const (
 // Inside every jail, the same in each, since a snapshot can only be loaded
 // where its files have the same names.
 const (
-	JailKernel  = "/vmlinux"
-	JailInitrd  = "/initrd"
-	JailRootfs  = "/rootfs"
-	JailAPI     = "/run/api.sock"
-	JailVsock   = "/run/vsock.sock"
-	JailMetrics = "/metrics"
+	JailKernel = "/vmlinux"
+	JailInitrd = "/initrd"
+	JailRootfs = "/rootfs"
+	JailAPI    = "/run/api.sock"
+	JailVsock  = "/run/vsock.sock"
 )
