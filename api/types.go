@@ -12,6 +12,7 @@ const (
 	StateCreated  State = "created"
 	StateStarting State = "starting"
 	StateRunning  State = "running"
+	StatePaused   State = "paused"
 	StateStopping State = "stopping"
 	StateStopped  State = "stopped"
 	StateFailed   State = "failed"
@@ -19,16 +20,26 @@ const (
 
 // VM is one virtual machine.
 type VM struct {
-	ID        string    `json:"id"`
-	Name      string    `json:"name"`
-	State     State     `json:"state"`
-	Reason    string    `json:"reason,omitempty" doc:"why the state is failed, for a person"`
-	Image     string    `json:"image"`
-	Kernel    string    `json:"kernel"`
-	VCPU      int       `json:"vcpu"`
-	MemoryMiB int       `json:"memory_mib"`
-	Slot      int       `json:"slot"`
-	Unit      string    `json:"unit"`
+	ID        string  `json:"id"`
+	Name      string  `json:"name"`
+	State     State   `json:"state"`
+	Reason    string  `json:"reason,omitempty" doc:"why the state is failed, for a person"`
+	Image     string  `json:"image"`
+	Kernel    string  `json:"kernel"`
+	VCPU      int     `json:"vcpu"`
+	MemoryMiB int     `json:"memory_mib"`
+	DiskBytes int64   `json:"disk_bytes,omitempty" doc:"size of the work disk, which is mounted at /root; 0 = none"`
+	Slot      int     `json:"slot"`
+	Unit      string  `json:"unit"`
+	Address   string  `json:"address,omitempty" doc:"of the guest"`
+	NAT       bool    `json:"nat" doc:"the guest may reach what the host can"`
+	Network   string  `json:"network,omitempty" doc:"guests that name the same may talk to each other"`
+	Autostart bool    `json:"autostart,omitempty" doc:"start it when the host has booted"`
+	Restart   Restart `json:"restart,omitempty"`
+	// IdleStopSeconds stops the VM when nobody used it for so long; 0 = never.
+	IdleStopSeconds int `json:"idle_stop_seconds,omitempty"`
+	// Stale names what was changed and holds only after a restart.
+	Stale     []string  `json:"stale,omitempty"`
 	CreatedAt time.Time `json:"created_at"`
 	// StartedAt is the begin of the last start; zero if there was none.
 	StartedAt time.Time `json:"started_at,omitzero"`
@@ -37,6 +48,17 @@ type VM struct {
 	// Guest is what the agent said when it took its identity.
 	Guest *Guest `json:"guest,omitempty"`
 }
+
+// Restart says what happens when a VM ends and nobody asked for it.
+type Restart string
+
+// Policies. A guest that reboots is started again in any case but RestartNever.
+const (
+	RestartNo        Restart = "no"         // the default
+	RestartOnFailure Restart = "on-failure" // after StateFailed
+	RestartAlways    Restart = "always"     // also after poweroff in the guest
+	RestartNever     Restart = "never"      // not even when the guest reboots
+)
 
 // PhaseTime is how long one phase of a start took.
 type PhaseTime struct {
@@ -59,8 +81,74 @@ type VMSpec struct {
 	Kernel    string `json:"kernel,omitempty"`
 	VCPU      *int   `json:"vcpu,omitempty"`
 	MemoryMiB *int   `json:"memory_mib,omitempty"`
+	// DiskBytes is the size of the work disk; 0 = none.
+	DiskBytes       *int64  `json:"disk_bytes,omitempty"`
+	NAT             *bool   `json:"nat,omitempty"`
+	Network         string  `json:"network,omitempty"`
+	Autostart       bool    `json:"autostart,omitempty"`
+	Restart         Restart `json:"restart,omitempty" enum:"no,on-failure,always,never"`
+	IdleStopSeconds *int    `json:"idle_stop_seconds,omitempty"`
 	// NoStart only creates the record.
 	NoStart bool `json:"no_start,omitempty"`
+}
+
+// VMChange is PATCH /v1/vms/REF; what is absent stays. VM.Stale tells
+// afterwards what holds only after a restart.
+type VMChange struct {
+	Name            *string  `json:"name,omitempty"`
+	Image           *string  `json:"image,omitempty" doc:"a new root disk is made of it; the work disk stays"`
+	Kernel          *string  `json:"kernel,omitempty"`
+	VCPU            *int     `json:"vcpu,omitempty"`
+	MemoryMiB       *int     `json:"memory_mib,omitempty"`
+	DiskBytes       *int64   `json:"disk_bytes,omitempty" doc:"never less than before"`
+	NAT             *bool    `json:"nat,omitempty"`
+	Network         *string  `json:"network,omitempty"`
+	Autostart       *bool    `json:"autostart,omitempty"`
+	Restart         *Restart `json:"restart,omitempty" enum:"no,on-failure,always,never"`
+	IdleStopSeconds *int     `json:"idle_stop_seconds,omitempty"`
+}
+
+// Stats are the figures of a running VM: what its VMM has taken from the host
+// since its start.
+type Stats struct {
+	Name        string    `json:"name"`
+	ID          string    `json:"id"`
+	At          time.Time `json:"at"`
+	CPUMicros   int64     `json:"cpu_micros"`
+	MemoryBytes int64     `json:"memory_bytes"`
+	MemoryLimit int64     `json:"memory_limit"`
+	ReadBytes   int64     `json:"read_bytes" doc:"from disks"`
+	WriteBytes  int64     `json:"write_bytes"`
+	RxBytes     int64     `json:"rx_bytes" doc:"received by the guest"`
+	TxBytes     int64     `json:"tx_bytes"`
+	Tasks       int       `json:"tasks"`
+}
+
+// Health is what a guest's agent answers, and how fast.
+type Health struct {
+	Name         string  `json:"name"`
+	ID           string  `json:"id"`
+	Phase        string  `json:"phase"`
+	Milliseconds float64 `json:"milliseconds" doc:"from question to answer"`
+	Guest        Guest   `json:"guest"`
+}
+
+// Port is a socket in a guest on which something listens.
+type Port struct {
+	Protocol string `json:"protocol" enum:"tcp,udp"`
+	Address  string `json:"address"`
+	Port     int    `json:"port"`
+	Process  string `json:"process,omitempty"`
+}
+
+// Event is a change of a VM's state.
+type Event struct {
+	Seq    int64     `json:"seq" doc:"grows; a gap means that events were missed"`
+	At     time.Time `json:"at"`
+	ID     string    `json:"id"`
+	Name   string    `json:"name"`
+	State  State     `json:"state" doc:"deleted is told as such"`
+	Reason string    `json:"reason,omitempty"`
 }
 
 // Image is an imported root filesystem.

@@ -63,6 +63,48 @@ type Identity struct {
 	Env     []string `json:"env,omitempty"`     // K=V of the image, for every session
 	WorkDir string   `json:"workdir,omitempty"` // of the image
 	Files   []File   `json:"files,omitempty"`
+	// Network is the guest's one network card; nil leaves it down.
+	Network *Network `json:"network,omitempty"`
+	// Mounts are made in this order, before the image's init starts.
+	Mounts []Mount `json:"mounts,omitempty"`
+}
+
+// Network is set before the image's init starts. There is no DHCP.
+type Network struct {
+	MAC     string   `json:"mac"`     // finds the card
+	Address string   `json:"address"` // with the length of its prefix: 172.16.0.5/16
+	Gateway string   `json:"gateway"`
+	DNS     []string `json:"dns,omitempty"`    // addresses for /etc/resolv.conf
+	Search  []string `json:"search,omitempty"` // domains for it
+}
+
+// Mount is a further filesystem of the guest.
+type Mount struct {
+	Device string `json:"device"` // /dev/vdb
+	FSType string `json:"fstype"` // ext4
+	Path   string `json:"path"`   // absolute, made if it is not there
+	// Fill copies what the image has at Path into the filesystem the first
+	// time it is mounted; cut off, it begins again.
+	Fill bool `json:"fill,omitempty"`
+	// Grow enlarges the filesystem to its device.
+	Grow bool `json:"grow,omitempty"`
+}
+
+// Intent is what a guest does next, told on GET /v1/end: that request is
+// answered when the image's init begins to end, and never otherwise.
+type Intent struct {
+	// Action is "reboot" or "poweroff"; after the second a VMM has to be
+	// killed, since Firecracker idles for ever.
+	Action string `json:"action"`
+}
+
+// Port is a socket in the guest on which something listens; GET /v1/ports
+// lists them.
+type Port struct {
+	Protocol string `json:"protocol"` // tcp, udp
+	Address  string `json:"address"`
+	Port     int    `json:"port"`
+	Process  string `json:"process,omitempty"` // its name
 }
 
 // Root says where the image is.

@@ -52,6 +52,27 @@ func (c *Client) Attach(ctx context.Context, r AttachRequest) (Attached, error) 
 	return call[Attached](ctx, c, "vm.attach", r)
 }
 
+// Grow makes the VM's work disk as large as its file.
+func (c *Client) Grow(ctx context.Context, id string) (Disk, error) {
+	return call[Disk](ctx, c, "vm.grow", GrowRequest{ID: id})
+}
+
+// Fsck checks a disk of a VM that does not run.
+func (c *Client) Fsck(ctx context.Context, r FsckRequest) (Checked, error) {
+	return call[Checked](ctx, c, "vm.fsck", r)
+}
+
+// EnsureBridge makes the bridge and its rules, or mends them.
+func (c *Client) EnsureBridge(ctx context.Context) (Network, error) {
+	return call[Network](ctx, c, "bridge.ensure", Empty{})
+}
+
+// ApplyNetwork sets what guests may do, in one transaction.
+func (c *Client) ApplyNetwork(ctx context.Context, r NetworkRequest) error {
+	_, err := call[Empty](ctx, c, "network.apply", r)
+	return err
+}
+
 // Launch starts the VMM and returns once its API socket answers.
 func (c *Client) Launch(ctx context.Context, r LaunchRequest) (Launched, error) {
 	return call[Launched](ctx, c, "vm.launch", r)

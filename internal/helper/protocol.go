@@ -38,19 +38,71 @@ type BlobGCRequest struct {
 }
 
 // AttachRequest joins a read-only base image and an overlay to the VM's root
-// disk. Both paths are relative to the owner's state directory.
+// disk, and makes a disk of the work file if there is one. The paths are
+// relative to the owner's state directory.
 type AttachRequest struct {
 	ID      string `json:"id"`
 	Base    string `json:"base"`
 	Overlay string `json:"overlay"`
+	Work    string `json:"work,omitempty"`
 }
 
-// Attached describes the root disk.
+// Attached describes the VM's disks.
 type Attached struct {
+	Root Disk  `json:"root"`
+	Work *Disk `json:"work,omitempty"`
+}
+
+// Disk is a device-mapper device of a VM.
+type Disk struct {
 	Name  string `json:"name"` // dm name
 	Major uint32 `json:"major"`
 	Minor uint32 `json:"minor"`
 	Bytes int64  `json:"bytes"`
+}
+
+// GrowRequest makes a VM's work disk as large as its file has become, also
+// while the VM runs.
+type GrowRequest struct {
+	ID string `json:"id"`
+}
+
+// FsckRequest checks a disk of a VM that does not run: "root" or "work".
+type FsckRequest struct {
+	ID   string `json:"id"`
+	Disk string `json:"disk"`
+}
+
+// Checked is what e2fsck said.
+type Checked struct {
+	Status int    `json:"status"` // 0 clean, 1 mended; everything else is an error
+	Output string `json:"output"` // its last lines, control characters stripped
+}
+
+// Network is the bridge as bridge.ensure left it.
+type Network struct {
+	Bridge string `json:"bridge"`
+	Prefix string `json:"prefix"` // its own address and the guests' network, 172.16.0.1/16
+	// Warnings say what a person should know, e.g. that a foreign firewall
+	// drops what guests send.
+	Warnings []string `json:"warnings,omitempty"`
+}
+
+// NetworkRequest says what guests may do. Whole means that the list is all
+// there is; otherwise it changes these guests and no others.
+type NetworkRequest struct {
+	Guests []GuestNetwork `json:"guests"`
+	Whole  bool           `json:"whole,omitempty"`
+}
+
+// GuestNetwork is the policy of one guest. Its MAC and address follow from its
+// slot; pins hold from vm.handover to the VM's end in any case.
+type GuestNetwork struct {
+	ID  string `json:"id"`
+	NAT bool   `json:"nat,omitempty"`
+	// Group names the network whose members may talk to each other; empty
+	// means that the guest talks to no other.
+	Group string `json:"group,omitempty"`
 }
 
 // LaunchRequest starts the VMM of a VM whose disks are attached.

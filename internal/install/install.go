@@ -204,6 +204,7 @@ func (h *host) record(own owner, uidBase int, firecrackerSum, jailerSum string) 
 	r := installed.Record{
 		Owner: own.name, UID: own.uid, GID: own.gid,
 		UIDBase: uidBase, UIDCount: rangeCount,
+		Bridge: installed.DefaultBridge, Network: installed.DefaultNetwork,
 		Firecracker: filepath.Join(paths.LibexecDir, "firecracker"), FirecrackerSHA256: firecrackerSum,
 		Jailer: filepath.Join(paths.LibexecDir, "jailer"), JailerSHA256: jailerSum,
 		Version: version.Version,
@@ -217,6 +218,7 @@ func (h *host) record(own owner, uidBase int, firecrackerSum, jailerSum string) 
 			return r, api.Conflict("cannot install banger for %s: it is installed for %s", own.name, old.Owner).
 				WithHint("`banger system uninstall --purge` removes that installation and its VMs")
 		}
+		r.Bridge, r.Network = old.Bridge, old.Network // an administrator may have changed them
 		date := old.InstalledAt
 		if old.InstalledAt = ""; old == r {
 			r.InstalledAt = date

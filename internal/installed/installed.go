@@ -6,8 +6,11 @@ package installed
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"net"
+	"net/netip"
 	"os"
 	"strings"
 
@@ -24,6 +27,11 @@ type Record struct {
 	UIDBase  int `json:"uid_base"`
 	UIDCount int `json:"uid_count"`
 
+	// Bridge is the VMs' bridge, Network its address with the prefix of the
+	// guests' network; the guest with slot n has that address + 1 + n.
+	Bridge  string `json:"bridge"`
+	Network string `json:"network"`
+
 	Firecracker       string `json:"firecracker"`
 	FirecrackerSHA256 string `json:"firecracker_sha256"`
 	Jailer            string `json:"jailer"`
@@ -32,6 +40,12 @@ type Record struct {
 	Version     string `json:"version"`
 	InstalledAt string `json:"installed_at"` // RFC 3339
 }
+
+// What an installation gets that asks for nothing.
+const (
+	DefaultBridge  = "br-fc"
+	DefaultNetwork = "172.16.0.1/16"
+)
 
 // Load reads the record at path. The file must belong to root and be writable
 // by nobody else: whoever writes it decides who may use the helper.
@@ -82,7 +96,7 @@ func Parse(text string) (Record, error) {
 	if err != nil {
 		return Record{}, err
 	}
-	var r Record
+	r := Record{Bridge: DefaultBridge, Network: DefaultNetwork} // of records made before there was a network
 	d := json.NewDecoder(bytes.NewReader(raw))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&r); err != nil {
@@ -104,7 +118,40 @@ func (r Record) validate() error {
 	case !strings.HasPrefix(r.Firecracker, "/") || !strings.HasPrefix(r.Jailer, "/"):
 		return fmt.Errorf("firecracker and jailer must be absolute paths")
 	}
+	if !bridgeName(r.Bridge) {
+		return fmt.Errorf("bridge %q is not a name of 1 to 15 characters a-z, 0-9 and '-'", r.Bridge)
+	}
+	prefix, err := netip.ParsePrefix(r.Network)
+	if err != nil || !prefix.Addr().Is4() || prefix.Bits() < 8 || prefix.Bits() > 28 || prefix.Masked().Addr().Next() != prefix.Addr() {
+		return fmt.Errorf("network %q is not the first address of an IPv4 network with 8 to 28 bits, as in %s", r.Network, DefaultNetwork)
+	}
 	return nil
+}
+
+// bridgeName keeps to what fits a network device and needs no quoting anywhere.
+func bridgeName(s string) bool {
+	return len(s) >= 1 && len(s) <= 15 && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-") == "" && s[0] != '-'
+}
+
+// GuestAddress is the address of the guest with that slot, and whether the
+// network has room for it.
+func (r Record) GuestAddress(slot int) (netip.Prefix, bool) {
+	own, err := netip.ParsePrefix(r.Network)
+	if err != nil || slot < 0 {
+		return netip.Prefix{}, false
+	}
+	b := own.Addr().As4()
+	n := binary.BigEndian.Uint32(b[:]) + 1 + uint32(slot)
+	binary.BigEndian.PutUint32(b[:], n)
+	addr := netip.AddrFrom4(b)
+	// The last address of the network is its broadcast.
+	return netip.PrefixFrom(addr, own.Bits()), own.Contains(addr) && own.Contains(addr.Next())
+}
+
+// GuestMAC is the hardware address of the guest with that IPv4 address.
+func GuestMAC(addr netip.Addr) net.HardwareAddr {
+	b := addr.As4()
+	return net.HardwareAddr{0x02, 0xfc, b[0], b[1], b[2], b[3]}
 }
 
 // Text renders the record as Parse reads it.

@@ -3,7 +3,9 @@ package store
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"banger/api"
@@ -18,6 +20,13 @@ type VM struct {
 	ImageName         string // joined, not written
 	KernelName        string // joined, not written
 	VCPU, MemoryMiB   int
+	DiskBytes         int64 // of the work disk; 0 = none
+	NAT               bool
+	Network           string
+	Autostart         bool
+	Restart           api.Restart
+	IdleStop          int      // seconds; 0 = never
+	Stale             []string // what was changed and holds only after a restart
 	Slot, UID         int
 	CreatedAt         time.Time
 	StartedAt         time.Time
@@ -26,34 +35,51 @@ type VM struct {
 	Guest             *api.Guest
 }
 
-const vmColumns = `id, name, state, reason, image_id, kernel_id, vcpu, memory_mib,
-	slot, uid, created_at, started_at, host_boot, timing, guest`
+// vmColumns are those that change; vmValues has their values in this order.
+var vmColumns = []string{"name", "state", "reason", "image_id", "kernel_id", "vcpu", "memory_mib",
+	"disk_bytes", "nat", "network", "autostart", "restart", "idle_stop", "stale",
+	"slot", "uid", "started_at", "host_boot", "timing", "guest"}
 
-const vmSelect = `SELECT v.id, v.name, v.state, v.reason, v.image_id, v.kernel_id, v.vcpu, v.memory_mib,
-	v.slot, v.uid, v.created_at, v.started_at, v.host_boot, v.timing, v.guest, i.name, k.name
+func vmValues(v *VM) ([]any, error) {
+	timing, timingErr := json.Marshal(v.Timing)
+	stale, staleErr := json.Marshal(v.Stale)
+	guest, guestErr := []byte(nil), error(nil)
+	if v.Guest != nil {
+		guest, guestErr = json.Marshal(v.Guest)
+	}
+	restart := v.Restart
+	if restart == "" {
+		restart = api.RestartNo
+	}
+	return []any{v.Name, v.State, v.Reason, v.ImageID, v.KernelID, v.VCPU, v.MemoryMiB,
+		v.DiskBytes, v.NAT, v.Network, v.Autostart, restart, v.IdleStop, string(stale),
+		v.Slot, v.UID, nanos(v.StartedAt), v.HostBoot, string(timing), string(guest)}, errors.Join(timingErr, staleErr, guestErr)
+}
+
+var (
+	vmInsert = `INSERT INTO vms (id, created_at, ` + strings.Join(vmColumns, ", ") + `) VALUES ` + placeholders(2+len(vmColumns))
+	vmUpdate = `UPDATE vms SET ` + strings.Join(vmColumns, "=?, ") + `=? WHERE id=?`
+	vmSelect = `SELECT v.id, v.created_at, v.` + strings.Join(vmColumns, ", v.") + `, i.name, k.name
 	FROM vms v JOIN images i ON i.id = v.image_id JOIN kernels k ON k.id = v.kernel_id `
+)
 
 // InsertVM adds a record; ErrExists when the name is taken.
 func (s *Store) InsertVM(ctx context.Context, v *VM) error {
-	timing, guest, err := vmJSON(v)
+	values, err := vmValues(v)
 	if err != nil {
 		return err
 	}
-	_, err = s.db.ExecContext(ctx, `INSERT INTO vms (`+vmColumns+`) VALUES `+placeholders(15),
-		v.ID, v.Name, v.State, v.Reason, v.ImageID, v.KernelID, v.VCPU, v.MemoryMiB,
-		v.Slot, v.UID, nanos(v.CreatedAt), nanos(v.StartedAt), v.HostBoot, timing, guest)
+	_, err = s.db.ExecContext(ctx, vmInsert, append([]any{v.ID, nanos(v.CreatedAt)}, values...)...)
 	return wrap(fmt.Sprintf("VM %q", v.Name), err)
 }
 
-// UpdateVM writes every changeable column.
+// UpdateVM writes every changeable column; ErrExists when a new name is taken.
 func (s *Store) UpdateVM(ctx context.Context, v *VM) error {
-	timing, guest, err := vmJSON(v)
+	values, err := vmValues(v)
 	if err != nil {
 		return err
 	}
-	r, err := s.db.ExecContext(ctx, `UPDATE vms SET name=?, state=?, reason=?, vcpu=?, memory_mib=?,
-		slot=?, uid=?, started_at=?, host_boot=?, timing=?, guest=? WHERE id=?`,
-		v.Name, v.State, v.Reason, v.VCPU, v.MemoryMiB, v.Slot, v.UID, nanos(v.StartedAt), v.HostBoot, timing, guest, v.ID)
+	r, err := s.db.ExecContext(ctx, vmUpdate, append(values, v.ID)...)
 	return changed(fmt.Sprintf("VM %q", v.Name), r, err)
 }
 
@@ -107,7 +133,7 @@ func (s *Store) VMs(ctx context.Context) ([]*VM, error) {
 
 // ActiveVMs lists those whose state says that they may hold kernel objects.
 func (s *Store) ActiveVMs(ctx context.Context) ([]*VM, error) {
-	return s.queryVMs(ctx, `WHERE v.state IN (?,?,?)`, api.StateStarting, api.StateRunning, api.StateStopping)
+	return s.queryVMs(ctx, `WHERE v.state IN (?,?,?,?)`, api.StateStarting, api.StateRunning, api.StatePaused, api.StateStopping)
 }
 
 func (s *Store) queryVMs(ctx context.Context, where string, args ...any) ([]*VM, error) {
@@ -120,14 +146,15 @@ func (s *Store) queryVMs(ctx context.Context, where string, args ...any) ([]*VM,
 	for rows.Next() {
 		var v VM
 		var created, started int64
-		var timing, guest string
-		if err := rows.Scan(&v.ID, &v.Name, &v.State, &v.Reason, &v.ImageID, &v.KernelID, &v.VCPU, &v.MemoryMiB,
-			&v.Slot, &v.UID, &created, &started, &v.HostBoot, &timing, &guest, &v.ImageName, &v.KernelName); err != nil {
+		var timing, stale, guest string
+		if err := rows.Scan(&v.ID, &created, &v.Name, &v.State, &v.Reason, &v.ImageID, &v.KernelID, &v.VCPU, &v.MemoryMiB,
+			&v.DiskBytes, &v.NAT, &v.Network, &v.Autostart, &v.Restart, &v.IdleStop, &stale,
+			&v.Slot, &v.UID, &started, &v.HostBoot, &timing, &guest, &v.ImageName, &v.KernelName); err != nil {
 			return nil, fmt.Errorf("cannot read VM: %w", err)
 		}
 		v.CreatedAt, v.StartedAt = fromNanos(created), fromNanos(started)
-		if err := json.Unmarshal([]byte(timing), &v.Timing); err != nil {
-			return nil, fmt.Errorf("cannot read VM %q: timing: %w", v.Name, err)
+		if err := errors.Join(json.Unmarshal([]byte(timing), &v.Timing), json.Unmarshal([]byte(stale), &v.Stale)); err != nil {
+			return nil, fmt.Errorf("cannot read VM %q: %w", v.Name, err)
 		}
 		if guest != "" {
 			if err := json.Unmarshal([]byte(guest), &v.Guest); err != nil {
@@ -137,18 +164,6 @@ func (s *Store) queryVMs(ctx context.Context, where string, args ...any) ([]*VM,
 		vs = append(vs, &v)
 	}
 	return vs, rows.Err()
-}
-
-func vmJSON(v *VM) (timing, guest string, err error) {
-	t, err := json.Marshal(v.Timing)
-	if err != nil {
-		return "", "", err
-	}
-	if v.Guest == nil {
-		return string(t), "", nil
-	}
-	g, err := json.Marshal(v.Guest)
-	return string(t), string(g), err
 }
 
 func nanos(t time.Time) int64 {

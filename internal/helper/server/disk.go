@@ -69,7 +69,7 @@ func (s *Server) attach(ctx context.Context, r helper.AttachRequest) (helper.Att
 		if err != nil {
 			return err
 		}
-		out = helper.Attached{Name: diskName(r.ID), Major: unix.Major(have.dev), Minor: unix.Minor(have.dev),
+		out.Root = helper.Disk{Name: diskName(r.ID), Major: unix.Major(have.dev), Minor: unix.Minor(have.dev),
 			Bytes: int64(have.targets[0].sectors) * 512}
 		return nil
 	})
