@@ -31,6 +31,7 @@ const (
 	JailKernel = "/vmlinux"
 	JailInitrd = "/initrd"
 	JailRootfs = "/rootfs"
+	JailWork   = "/work"
 	JailAPI    = "/run/api.sock"
 	JailVsock  = "/run/vsock.sock"
 )
