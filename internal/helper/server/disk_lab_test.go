@@ -285,6 +285,7 @@ func TestLabFsck(t *testing.T) {
 	for n := range 200 {
 		l.must(os.WriteFile(filepath.Join(mnt, strconv.Itoa(n)), []byte(strings.Repeat("x", n)), 0o644))
 	}
+	l.run("sync", "-f", mnt)
 	dir, err := os.Open(mnt)
 	l.must(err)
 	l.must(unix.IoctlSetPointerInt(int(dir.Fd()), shutdownIoctl, shutdownLogFlush))

@@ -34,7 +34,7 @@ func (p Places) stageJail(r helper.LaunchRequest, uid int, disks []device) (err 
 	}
 	root := p.jailRoot(r.ID)
 	// The jailer takes over both; run is made early so that it can be watched.
-	for _, d := range []string{p.jail(r.ID), root, root + filepath.Dir(paths.JailAPI)} {
+	for _, d := range []string{root, root + filepath.Dir(paths.JailAPI)} {
 		if err := makeDir(d, 0o711); err != nil {
 			return err
 		}
@@ -60,7 +60,7 @@ func (p Places) newJail(id string) error {
 	if err != nil {
 		return fmt.Errorf("cannot make jail: %w", err)
 	}
-	return nil
+	return makeDir(p.jail(id), 0o711) // in spite of the umask
 }
 
 // makeNode makes a node of a disk that the VM's uid can use.
