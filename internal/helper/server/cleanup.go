@@ -16,7 +16,7 @@ import (
 // one failure does not stop the rest. The caller knows that no VMM is alive.
 func (p Places) clean(ctx context.Context, id string) error {
 	return p.locked(id, func() error {
-		return errors.Join(removeDisk(ctx, id), p.removeJail(id))
+		return errors.Join(removeDisk(ctx, id), p.removeJail(id), p.removePort(id))
 	})
 }
 
