@@ -125,7 +125,7 @@ func withoutIPv6(index int32) error {
 func addAddress(index int32, prefix netip.Prefix) error {
 	ip := prefix.Addr().AsSlice()
 	header := append([]byte{unix.AF_INET, byte(prefix.Bits()), 0, unix.RT_SCOPE_UNIVERSE}, num32(uint32(index))...)
-	last := binary.BigEndian.Uint32(ip) | uint32(1)<<(32-prefix.Bits()) - 1
+	last := binary.BigEndian.Uint32(ip) | (1<<(32-prefix.Bits()) - 1)
 	err := routeChange(unix.RTM_NEWADDR, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL, header,
 		attr(unix.IFA_LOCAL, ip), attr(unix.IFA_ADDRESS, ip), attr(unix.IFA_BROADCAST, binary.BigEndian.AppendUint32(nil, last)))
 	if errors.Is(err, unix.EEXIST) {
