@@ -103,6 +103,17 @@ func (c *Client) Start(ctx context.Context) error {
 	return c.do(ctx, http.MethodPut, "/actions", map[string]string{"action_type": "InstanceStart"}, nil)
 }
 
+// Pause halts the vCPUs; repeating it is no error. The guest's sockets take
+// connections then and never answer.
+func (c *Client) Pause(ctx context.Context) error { return c.setState(ctx, "Paused") }
+
+// Resume lets a paused guest go on; repeating it is no error.
+func (c *Client) Resume(ctx context.Context) error { return c.setState(ctx, "Resumed") }
+
+func (c *Client) setState(ctx context.Context, state string) error {
+	return c.do(ctx, http.MethodPatch, "/vm", map[string]string{"state": state}, nil)
+}
+
 func (c *Client) do(ctx context.Context, method, path string, in, out any) error {
 	var body io.Reader
 	if in != nil {

@@ -25,6 +25,7 @@ import (
 	"banger/internal/guest"
 	"banger/internal/helper"
 	"banger/internal/identity"
+	"banger/internal/paths"
 	"banger/internal/store"
 )
 
@@ -80,9 +81,13 @@ type Options struct {
 // is done one after the other.
 type Manager struct {
 	Options
-	locks keyedLocks
-	exits *exitWatch
-	boot  string // boot id of the host
+	locks   keyedLocks
+	exits   *exitWatch
+	events  *events
+	boot    string        // boot id of the host
+	jails   string        // paths.JailDir, but in tests
+	changes []changer     // what makes a change true for a VM that runs
+	logs    chan struct{} // one for each journalctl
 
 	tasks  sync.WaitGroup // background work on VMs that ended
 	closed context.CancelCauseFunc
@@ -95,7 +100,8 @@ func NewManager(ctx context.Context, o Options) (*Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the host's boot id: %w", err)
 	}
-	m := &Manager{Options: o, boot: strings.TrimSpace(string(boot))}
+	m := &Manager{Options: o, events: newEvents(), boot: strings.TrimSpace(string(boot)), jails: paths.JailDir,
+		logs: make(chan struct{}, logReaders)}
 	m.ctx, m.closed = context.WithCancelCause(context.WithoutCancel(ctx))
 	// Watch first, then look: an end in between is seen twice, never missed.
 	if m.exits, err = watchExits(o.ExitDir, m.exited); err != nil {
@@ -118,14 +124,7 @@ func (m *Manager) Close() error {
 // Create makes the record of a VM and returns it. Nothing else is made until
 // it is started.
 func (m *Manager) Create(ctx context.Context, spec api.VMSpec) (*store.VM, error) {
-	v := &store.VM{State: api.StateCreated, Slot: -1, CreatedAt: time.Now().UTC(), Name: spec.Name,
-		VCPU: m.DefaultVCPU, MemoryMiB: m.DefaultMemory}
-	if spec.VCPU != nil {
-		v.VCPU = *spec.VCPU
-	}
-	if spec.MemoryMiB != nil {
-		v.MemoryMiB = *spec.MemoryMiB
-	}
+	v := m.wanted(spec)
 	if err := m.resolve(ctx, v, spec); err != nil {
 		return nil, err
 	}
@@ -135,49 +134,12 @@ func (m *Manager) Create(ctx context.Context, spec api.VMSpec) (*store.VM, error
 		if spec.Name == "" && errors.Is(err, store.ErrExists) {
 			continue
 		}
+		if err == nil {
+			m.events.tell(api.EventState, v)
+		}
 		return v, refusedInsert(v, err)
 	}
 	return nil, api.Internal("cannot create VM: no free name was found").WithHint("give one with --name")
-}
-
-// Limits of Firecracker.
-const (
-	maxVCPU      = 32
-	maxMemoryMiB = 1 << 20
-)
-
-// resolve checks the wishes and finds image and kernel.
-func (m *Manager) resolve(ctx context.Context, v *store.VM, spec api.VMSpec) error {
-	if spec.Name != "" && !guest.ValidName(spec.Name) {
-		return api.BadRequest("cannot create VM: %q is no name", spec.Name).
-			WithHint("a name has 1 to 63 characters of a-z, 0-9 and '-', and no '-' at either end")
-	}
-	if guest.ValidID(spec.Name) { // it could be mistaken for another VM's id
-		return api.BadRequest("cannot create VM: the name %q looks like an id", spec.Name).WithHint("choose another with --name")
-	}
-	if v.VCPU < 1 || v.VCPU > maxVCPU {
-		return api.BadRequest("cannot create VM: %d vCPUs are not possible", v.VCPU).WithHint("give 1 to %d with --vcpu", maxVCPU)
-	}
-	image, err := m.Store.Image(ctx, or(spec.Image, m.DefaultImage))
-	if errors.Is(err, store.ErrNotFound) {
-		return api.NotFound("cannot create VM: there is no image %q", or(spec.Image, m.DefaultImage)).
-			WithHint("see `banger image list`; `banger image import NAME FILE.tar` makes one")
-	} else if err != nil {
-		return err
-	}
-	kernel, err := m.Store.Kernel(ctx, or(spec.Kernel, m.DefaultKernel))
-	if errors.Is(err, store.ErrNotFound) {
-		return api.NotFound("cannot create VM: there is no kernel %q", or(spec.Kernel, m.DefaultKernel)).
-			WithHint("see `banger kernel list`; `banger kernel import NAME --from /boot/vmlinuz-…` makes one")
-	} else if err != nil {
-		return err
-	}
-	if v.MemoryMiB < kernel.MinMemoryMiB || v.MemoryMiB > maxMemoryMiB {
-		return api.BadRequest("cannot create VM: %d MiB of memory are not possible with kernel %q", v.MemoryMiB, kernel.Name).
-			WithHint("give %d to %d MiB with --memory", kernel.MinMemoryMiB, maxMemoryMiB)
-	}
-	v.ImageID, v.ImageName, v.KernelID, v.KernelName = image.ID, image.Name, kernel.ID, kernel.Name
-	return nil
 }
 
 // refusedInsert puts the store's refusal in a person's words.
@@ -213,9 +175,8 @@ func (m *Manager) Dial(ctx context.Context, ref string, port uint32) (*net.UnixC
 	if err != nil {
 		return nil, err
 	}
-	if v.State != api.StateRunning {
-		return nil, api.Conflict("cannot reach VM %q: it is %s", v.Name, v.State).
-			WithHint("start it with `banger vm start %s`", v.Name)
+	if err := reachable("cannot reach VM %q", v); err != nil {
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, connectTime)
 	defer cancel()
@@ -248,7 +209,11 @@ func (m *Manager) locked(ctx context.Context, id string, f func(*store.VM) error
 func (m *Manager) setState(ctx context.Context, v *store.VM, s api.State, reason string) error {
 	v.State, v.Reason = s, reason
 	m.Log.InfoContext(ctx, "state", "vm", v.ID, "name", v.Name, "state", string(s), "reason", reason)
-	return m.Store.UpdateVM(ctx, v)
+	if err := m.Store.UpdateVM(ctx, v); err != nil {
+		return err
+	}
+	m.events.tell(api.EventState, v)
+	return nil
 }
 
 // dir is the VM's own directory.

@@ -74,12 +74,12 @@ func (m *Manager) reconcileOne(ctx context.Context, v *store.VM) error {
 		return err
 	}
 	switch {
-	case v.State == api.StateRunning && over:
+	case alive(v) && over:
 		return m.ended(ctx, v, e)
-	case v.State == api.StateRunning && runs:
+	case alive(v) && runs: // one that is paused stays so
 		m.Log.InfoContext(ctx, "adopted", "vm", v.ID, "name", v.Name)
 		return nil
-	case v.State == api.StateRunning:
+	case alive(v):
 		return m.setState(ctx, v, api.StateFailed, "firecracker ended while bangerd was not running")
 	case v.State == api.StateStopping && runs && !over:
 		m.tasks.Go(func() { m.finishStop(v.ID) })

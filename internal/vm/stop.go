@@ -20,29 +20,38 @@ const agentTime = 5 * time.Second
 // Stop asks the guest to end and waits for it; after timeout it is killed.
 // Stopping a VM that does not run is no error.
 func (m *Manager) Stop(ctx context.Context, id string, timeout time.Duration, rep Reporter) error {
-	return m.locked(ctx, id, func(v *store.VM) error {
-		if v.State != api.StateRunning {
-			return m.settle(ctx, v)
-		}
-		ended, done := m.exits.wait(v.ID)
-		defer done()
-		if err := m.setState(ctx, v, api.StateStopping, ""); err != nil {
+	return m.locked(ctx, id, func(v *store.VM) error { return m.stop(ctx, v, timeout, rep) })
+}
+
+func (m *Manager) stop(ctx context.Context, v *store.VM, timeout time.Duration, rep Reporter) error {
+	if !alive(v) {
+		return m.settle(ctx, v)
+	}
+	ended, done := m.exits.wait(v.ID)
+	defer done()
+	paused := v.State == api.StatePaused
+	if err := m.setState(ctx, v, api.StateStopping, ""); err != nil {
+		return err
+	}
+	rep.Stage("stop_guest", "asking the guest to shut down")
+	var err error
+	if paused {
+		err = m.wake(ctx, v) // else it would not hear
+	}
+	if err == nil {
+		err = m.shutdownGuest(ctx, v, ended, timeout)
+	}
+	if errors.Is(err, ErrEnding) {
+		return err // the record says stopping, and the next bangerd waits on
+	}
+	if err != nil {
+		rep.Stage("kill", "stopping firecracker")
+		m.Log.WarnContext(ctx, "guest did not shut down", "vm", v.ID, "error", err)
+		if err := m.Helper.Kill(context.WithoutCancel(ctx), v.ID); err != nil {
 			return err
 		}
-		rep.Stage("stop_guest", "asking the guest to shut down")
-		err := m.shutdownGuest(ctx, v, ended, timeout)
-		if errors.Is(err, ErrEnding) {
-			return err // the record says stopping, and the next bangerd waits on
-		}
-		if err != nil {
-			rep.Stage("kill", "stopping firecracker")
-			m.Log.WarnContext(ctx, "guest did not shut down", "vm", v.ID, "error", err)
-			if err := m.Helper.Kill(context.WithoutCancel(ctx), v.ID); err != nil {
-				return err
-			}
-		}
-		return m.setState(context.WithoutCancel(ctx), v, api.StateStopped, "")
-	})
+	}
+	return m.setState(context.WithoutCancel(ctx), v, api.StateStopped, "")
 }
 
 // shutdownGuest asks the guest and waits for its end. A guest half way down
@@ -81,7 +90,7 @@ func awaitEnd(ctx context.Context, ended <-chan helper.Exit, timeout time.Durati
 // Kill ends the VMM at once. The guest can lose what it had not written.
 func (m *Manager) Kill(ctx context.Context, id string, rep Reporter) error {
 	return m.locked(ctx, id, func(v *store.VM) error {
-		if v.State != api.StateRunning {
+		if !alive(v) {
 			return m.settle(ctx, v)
 		}
 		return m.kill(ctx, v, rep)
@@ -126,33 +135,42 @@ func (m *Manager) clear(ctx context.Context, v *store.VM) error {
 // force.
 func (m *Manager) Delete(ctx context.Context, id string, force bool, rep Reporter) error {
 	return m.locked(ctx, id, func(v *store.VM) error {
-		switch v.State {
-		case api.StateRunning:
-			if !force {
-				return api.Conflict("cannot delete VM %q: it is running", v.Name).
-					WithHint("stop it first with `banger vm stop %s`, or give --force", v.Name)
-			}
-			if err := m.kill(ctx, v, rep); err != nil {
-				return err
-			}
-		case api.StateStarting, api.StateStopping, api.StateFailed:
-			if err := m.clear(ctx, v); err != nil {
-				return err
-			}
+		if alive(v) && !force {
+			return api.Conflict("cannot delete VM %q: it is %s", v.Name, v.State).
+				WithHint("stop it first with `banger vm stop %s`, or give --force", v.Name)
 		}
-		rep.Stage("remove", "removing the disk")
-		ctx := context.WithoutCancel(ctx) // half a delete is no use to anybody
-		// The disk first: on a full one the rest may need its room.
-		if err := os.RemoveAll(m.dir(v)); err != nil {
-			return fmt.Errorf("cannot remove the VM's directory: %w", err)
-		}
-		if !v.StartedAt.IsZero() {
-			if err := m.Helper.Release(ctx, v.ID); err != nil {
-				return err
-			}
-		}
-		return m.Store.DeleteVM(ctx, v.ID)
+		return m.remove(ctx, v, rep)
 	})
+}
+
+func (m *Manager) remove(ctx context.Context, v *store.VM, rep Reporter) error {
+	switch v.State {
+	case api.StateRunning, api.StatePaused:
+		if err := m.kill(ctx, v, rep); err != nil {
+			return err
+		}
+	case api.StateStarting, api.StateStopping, api.StateFailed:
+		if err := m.clear(ctx, v); err != nil {
+			return err
+		}
+	}
+	rep.Stage("remove", "removing the disk")
+	ctx = context.WithoutCancel(ctx) // half a delete is no use to anybody
+	// The disk first: on a full one the rest may need its room.
+	if err := os.RemoveAll(m.dir(v)); err != nil {
+		return fmt.Errorf("cannot remove the VM's directory: %w", err)
+	}
+	if !v.StartedAt.IsZero() {
+		if err := m.Helper.Release(ctx, v.ID); err != nil {
+			return err
+		}
+	}
+	if err := m.Store.DeleteVM(ctx, v.ID); err != nil {
+		return err
+	}
+	v.State, v.Reason = api.StateDeleted, ""
+	m.events.tell(api.EventState, v)
+	return nil
 }
 
 // exited is called for every VMM that ended. Whoever waits for that end has
@@ -165,7 +183,7 @@ func (m *Manager) exited(e helper.Exit) {
 				return nil
 			}
 			switch v.State {
-			case api.StateRunning:
+			case api.StateRunning, api.StatePaused:
 				return m.ended(m.ctx, v, e)
 			case api.StateStopping: // by a stop that failed or was cut off
 				return m.setState(m.ctx, v, api.StateStopped, "")
