@@ -2,6 +2,7 @@ package vm
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"time"
 
@@ -60,6 +61,14 @@ func (m *Manager) askAgent(ctx context.Context, ref string, ask func(context.Con
 		return err
 	} else if err := reachable("cannot reach VM %q", now); err != nil {
 		return err // it has ended, or was paused, in the middle of the question
+	}
+	if p, ok := errors.AsType[*api.Problem](err); ok { // it did answer
+		p = api.Problemf(http.StatusBadGateway, p.Code, "cannot ask VM %q: %s", v.Name, p.Detail)
+		if p.Code == api.CodeNotFound {
+			p.Code = api.CodePrerequisite
+			return p.WithHint("its agent is older than bangerd: `banger vm restart %s` gives it a new one", v.Name)
+		}
+		return p
 	}
 	return api.Problemf(http.StatusGatewayTimeout, api.CodeUnavailable, "cannot reach VM %q: its agent does not answer: %v", v.Name, err).
 		WithHint("its console may tell why: `banger vm logs %s`", v.Name)
