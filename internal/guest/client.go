@@ -67,6 +67,16 @@ func (c *Client) Grow(ctx context.Context, path string) error {
 	return c.call(ctx, http.MethodPost, "/v1/grow", &Grow{Path: path}, nil)
 }
 
+// Ports lists the sockets on which something listens.
+func (c *Client) Ports(ctx context.Context) ([]Port, error) {
+	var ports []Port
+	err := c.call(ctx, http.MethodGet, "/v1/ports", nil, &ports)
+	for i, p := range ports {
+		ports[i] = Port{Protocol: printable(p.Protocol), Address: printable(p.Address), Port: p.Port, Process: printable(p.Process)}
+	}
+	return ports, err
+}
+
 func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
 	return cleanProblem(jsonhttp.Call(ctx, c.http, method, "http://agent"+path, in, out))
 }
