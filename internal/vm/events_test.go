@@ -96,9 +96,17 @@ func TestSlowReadersAreToldAndDelayNobody(t *testing.T) {
 		m.events.tell(api.EventChanged, v) // would block, if anything did
 	}
 	close(leave)
-	// More than is kept has passed: the reader sees that, then the present.
-	m.events.tell(api.EventState, &store.VM{ID: "x", State: api.StateDeleted})
-	all := <-got
+	// More than is kept has passed: the reader sees that, then the present. What
+	// is told before it looks at the present is part of that, so the end is told
+	// until it has come through.
+	var all []api.Event
+	for all == nil {
+		m.events.tell(api.EventState, &store.VM{ID: "x", State: api.StateDeleted})
+		select {
+		case all = <-got:
+		case <-time.After(time.Millisecond):
+		}
+	}
 	if n := len(all); n < 4 || all[1].Kind != api.EventMissed || all[2].Kind != api.EventSnapshot || all[2].Name != "a" || all[n-1].State != api.StateDeleted {
 		t.Errorf("%d events: %+v …", len(all), all[:min(len(all), 4)])
 	}
