@@ -55,6 +55,18 @@ func (c *Client) Shutdown(ctx context.Context, s Shutdown) error {
 	return c.call(ctx, http.MethodPost, "/v1/shutdown", &s, nil)
 }
 
+// End waits until the guest's init begins to end and returns what it intends.
+func (c *Client) End(ctx context.Context) (Intent, error) {
+	var i Intent
+	err := c.call(ctx, http.MethodGet, "/v1/end", nil, &i)
+	return Intent{Action: printable(i.Action)}, err
+}
+
+// Grow enlarges a mounted filesystem to its device.
+func (c *Client) Grow(ctx context.Context, path string) error {
+	return c.call(ctx, http.MethodPost, "/v1/grow", &Grow{Path: path}, nil)
+}
+
 // Ports lists the sockets on which something listens.
 func (c *Client) Ports(ctx context.Context) ([]Port, error) {
 	var ports []Port
@@ -92,6 +104,8 @@ func (h Health) clean() Health {
 		Kernel:  printable(h.Kernel),
 		BootID:  printable(h.BootID),
 		Init:    printable(h.Init),
+
+		Sessions: max(h.Sessions, 0),
 	}
 }
 

@@ -11,10 +11,11 @@ import (
 	"time"
 
 	"banger/api"
+	"banger/internal/fault"
 	"banger/internal/store"
 )
 
-// changer makes a changed record true for a VM that has a VMM. What it cannot,
+// changer, a capability, makes a changed record true for a VM that has a VMM. What it cannot,
 // it returns as the names of settings that wait for a restart.
 type changer interface {
 	applyChange(ctx context.Context, old, now *store.VM) (stale []string, err error)
@@ -140,6 +141,9 @@ func (m *Manager) commit(ctx context.Context, old, now *store.VM) error {
 func (m *Manager) apply(ctx context.Context, from, to *store.VM) error {
 	if err := m.Store.UpdateVM(ctx, to); err != nil {
 		return refusedUpdate(from, to, err)
+	}
+	if err := fault.Point(ctx, "set.stored"); err != nil {
+		return errors.Join(err, m.Store.UpdateVM(ctx, from))
 	}
 	if !alive(to) {
 		return nil

@@ -28,7 +28,8 @@ const (
 // wanted is the record of a VM as it is asked for, without image and kernel.
 func (m *Manager) wanted(spec api.VMSpec) *store.VM {
 	v := &store.VM{State: api.StateCreated, Slot: -1, CreatedAt: now(), Name: spec.Name,
-		VCPU: m.DefaultVCPU, MemoryMiB: m.DefaultMemory, Network: spec.Network,
+		VCPU: m.DefaultVCPU, MemoryMiB: m.DefaultMemory, DiskBytes: m.DefaultDisk, NAT: m.DefaultNAT,
+		IdleStop: int(m.DefaultIdleStop.Seconds()), Network: spec.Network,
 		Autostart: spec.Autostart, Restart: api.Restart(or(string(spec.Restart), string(api.RestartNo))), Ephemeral: spec.Ephemeral}
 	set(&v.VCPU, spec.VCPU)
 	set(&v.MemoryMiB, spec.MemoryMiB)

@@ -25,7 +25,7 @@ import (
 	"banger/internal/guest"
 	"banger/internal/helper"
 	"banger/internal/identity"
-	"banger/internal/paths"
+	"banger/internal/installed"
 	"banger/internal/store"
 )
 
@@ -38,6 +38,10 @@ type Helper interface {
 	Handover(ctx context.Context, id string) error
 	Kill(ctx context.Context, id string) error
 	Cleanup(ctx context.Context, id string) error
+	Grow(ctx context.Context, id string) (helper.Disk, error)
+	Fsck(ctx context.Context, r helper.FsckRequest) (helper.Checked, error)
+	EnsureBridge(ctx context.Context) (helper.Network, error)
+	ApplyNetwork(ctx context.Context, r helper.NetworkRequest) error
 }
 
 // Causes of a cancelled context that mean something here.
@@ -67,13 +71,29 @@ type Options struct {
 	Helper  Helper
 	Kernels Kernels
 	Hosts   Hosts
+	Disks   Disks
+	Names   Names
 	Log     *slog.Logger
+	Record  installed.Record
 	// StateDir holds images/ and vms/.
 	StateDir string
 	ExitDir  string
+	// JailDir holds a directory for each VM; it belongs to JailOwner.
+	JailDir   string
+	JailOwner int
+	// AutostartMark is a file that is gone after a boot of the host.
+	AutostartMark string
+	// Zone is the domain of the VMs' names.
+	Zone string
+	// Reserve is what must stay free on the state directory's filesystem, in
+	// bytes: a full one makes a dm-snapshot invalid for good.
+	Reserve int64
 	// Defaults of a VM, and how long a start may take.
 	DefaultImage, DefaultKernel string
 	DefaultVCPU, DefaultMemory  int
+	DefaultDisk                 int64
+	DefaultNAT                  bool
+	DefaultIdleStop             time.Duration
 	StartTimeout                time.Duration
 }
 
@@ -81,13 +101,16 @@ type Options struct {
 // is done one after the other.
 type Manager struct {
 	Options
-	locks   keyedLocks
-	exits   *exitWatch
-	events  *events
-	boot    string        // boot id of the host
-	jails   string        // paths.JailDir, but in tests
-	changes []changer     // what makes a change true for a VM that runs
-	logs    chan struct{} // one for each journalctl
+	locks    keyedLocks
+	starting keyedLocks
+	exits    *exitWatch
+	events   *events
+	boot     string // boot id of the host
+	jails    string // paths.JailDir, but in tests
+	guests   attendants
+	activity activity
+	changes  []changer     // what makes a change true for a VM that runs
+	logs     chan struct{} // one for each journalctl
 
 	tasks  sync.WaitGroup // background work on VMs that ended
 	closed context.CancelCauseFunc
@@ -100,8 +123,11 @@ func NewManager(ctx context.Context, o Options) (*Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the host's boot id: %w", err)
 	}
-	m := &Manager{Options: o, events: newEvents(), boot: strings.TrimSpace(string(boot)), jails: paths.JailDir,
+	m := &Manager{Options: o, events: newEvents(), boot: strings.TrimSpace(string(boot)), jails: o.JailDir,
 		logs: make(chan struct{}, logReaders)}
+	for _, c := range m.capabilities() {
+		m.changes = append(m.changes, c)
+	}
 	m.ctx, m.closed = context.WithCancelCause(context.WithoutCancel(ctx))
 	// Watch first, then look: an end in between is seen twice, never missed.
 	if m.exits, err = watchExits(o.ExitDir, m.exited); err != nil {
@@ -110,6 +136,10 @@ func NewManager(ctx context.Context, o Options) (*Manager, error) {
 	if err := m.reconcile(ctx); err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
+	if err := m.autostart(o.AutostartMark); err != nil {
+		m.Log.ErrorContext(ctx, "cannot start VMs with the host", "error", err)
+	}
+	m.tasks.Go(m.stopIdle)
 	return m, nil
 }
 
@@ -175,6 +205,7 @@ func (m *Manager) Dial(ctx context.Context, ref string, port uint32) (*net.UnixC
 	if err != nil {
 		return nil, err
 	}
+	m.touch(v.ID)
 	if err := reachable("cannot reach VM %q", v); err != nil {
 		return nil, err
 	}

@@ -4,11 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"time"
 
 	"banger/api"
+	"banger/internal/fault"
 	"banger/internal/guest"
 	"banger/internal/helper"
 	"banger/internal/store"
@@ -23,35 +23,59 @@ func (m *Manager) Stop(ctx context.Context, id string, timeout time.Duration, re
 	return m.locked(ctx, id, func(v *store.VM) error { return m.stop(ctx, v, timeout, rep) })
 }
 
+// stop needs the VM's lock.
 func (m *Manager) stop(ctx context.Context, v *store.VM, timeout time.Duration, rep Reporter) error {
 	if !alive(v) {
 		return m.settle(ctx, v)
 	}
 	ended, done := m.exits.wait(v.ID)
 	defer done()
-	paused := v.State == api.StatePaused
+	before := v.State
 	if err := m.setState(ctx, v, api.StateStopping, ""); err != nil {
 		return err
 	}
 	rep.Stage("stop_guest", "asking the guest to shut down")
-	var err error
-	if paused {
-		err = m.wake(ctx, v) // else it would not hear
+	err := fault.Point(ctx, "stop.intent")
+	if err == nil && before == api.StatePaused {
+		err = m.wake(ctx, v) // a frozen guest cannot shut down
 	}
 	if err == nil {
 		err = m.shutdownGuest(ctx, v, ended, timeout)
 	}
+	if err == nil {
+		err = fault.Point(ctx, "stop.ended")
+	}
 	if errors.Is(err, ErrEnding) {
 		return err // the record says stopping, and the next bangerd waits on
 	}
+	ctx = context.WithoutCancel(ctx)
 	if err != nil {
-		rep.Stage("kill", "stopping firecracker")
 		m.Log.WarnContext(ctx, "guest did not shut down", "vm", v.ID, "error", err)
-		if err := m.Helper.Kill(context.WithoutCancel(ctx), v.ID); err != nil {
-			return err
+		rep.Stage("kill", "stopping firecracker")
+		if err := m.Helper.Kill(ctx, v.ID); err != nil {
+			return m.notEnded(ctx, v, before, err)
 		}
 	}
-	return m.setState(context.WithoutCancel(ctx), v, api.StateStopped, "")
+	return m.stopped(ctx, v, "")
+}
+
+// notEnded is for a VM that could not be ended: if it still runs, its record
+// says so again.
+func (m *Manager) notEnded(ctx context.Context, v *store.VM, before api.State, cause error) error {
+	runs, err := unitRuns(v.ID)
+	switch {
+	case err != nil:
+		return errors.Join(cause, err)
+	case runs:
+		return errors.Join(cause, m.setState(ctx, v, before, v.Reason))
+	}
+	return errors.Join(cause, m.stopped(ctx, v, ""))
+}
+
+// stopped completes the end of a VM that was asked for, or that its guest
+// wanted.
+func (m *Manager) stopped(ctx context.Context, v *store.VM, reason string) error {
+	return errors.Join(m.cleanupCapabilities(ctx, v), m.setState(ctx, v, api.StateStopped, reason))
 }
 
 // shutdownGuest asks the guest and waits for its end. A guest half way down
@@ -64,6 +88,9 @@ func (m *Manager) shutdownGuest(ctx context.Context, v *store.VM, ended <-chan h
 	defer cancel()
 	if err := agent.Shutdown(askCtx, guest.Shutdown{GraceSeconds: int(timeout.Seconds()/2) + 1}); err != nil {
 		return fmt.Errorf("cannot ask the guest to shut down: %w", err)
+	}
+	if err := fault.Point(ctx, "stop.asked"); err != nil {
+		return err
 	}
 	return awaitEnd(ctx, ended, timeout)
 }
@@ -101,14 +128,22 @@ func (m *Manager) Kill(ctx context.Context, id string, rep Reporter) error {
 // stored: on a full disk it is what makes room again.
 func (m *Manager) kill(ctx context.Context, v *store.VM, rep Reporter) error {
 	ctx = context.WithoutCancel(ctx)
+	before := v.State
 	if err := m.setState(ctx, v, api.StateStopping, ""); err != nil {
 		m.Log.ErrorContext(ctx, "cannot store the intent", "vm", v.ID, "error", err)
 	}
 	rep.Stage("kill", "stopping firecracker")
-	if err := m.Helper.Kill(ctx, v.ID); err != nil {
-		return err
+	err := fault.Point(ctx, "kill.intent")
+	if err == nil {
+		err = m.Helper.Kill(ctx, v.ID)
 	}
-	return m.setState(ctx, v, api.StateStopped, "")
+	if err == nil {
+		err = fault.Point(ctx, "kill.ended")
+	}
+	if err != nil {
+		return m.notEnded(ctx, v, before, err)
+	}
+	return m.stopped(ctx, v, "")
 }
 
 // settle makes a VM that does not run stopped. One left in stopping by a
@@ -120,7 +155,7 @@ func (m *Manager) settle(ctx context.Context, v *store.VM) error {
 	if err := m.clear(ctx, v); err != nil {
 		return err
 	}
-	return m.setState(ctx, v, api.StateStopped, "")
+	return m.stopped(ctx, v, "")
 }
 
 // clear removes whatever a VM may hold on the host.
@@ -160,49 +195,24 @@ func (m *Manager) remove(ctx context.Context, v *store.VM, rep Reporter) error {
 	if err := os.RemoveAll(m.dir(v)); err != nil {
 		return fmt.Errorf("cannot remove the VM's directory: %w", err)
 	}
+	if err := fault.Point(ctx, "delete.files"); err != nil {
+		return err
+	}
 	if !v.StartedAt.IsZero() {
 		if err := m.Helper.Release(ctx, v.ID); err != nil {
 			return err
 		}
 	}
+	if err := fault.Point(ctx, "delete.released"); err != nil {
+		return err
+	}
+	m.leaveGuest(v.ID)
+	m.guests.forget(v.ID)
+	m.activity.forget(v.ID)
 	if err := m.Store.DeleteVM(ctx, v.ID); err != nil {
 		return err
 	}
 	v.State, v.Reason = api.StateDeleted, ""
 	m.events.tell(api.EventState, v)
 	return nil
-}
-
-// exited is called for every VMM that ended. Whoever waits for that end has
-// been told; what remains are the ends nobody asked for.
-func (m *Manager) exited(e helper.Exit) {
-	m.tasks.Go(func() {
-		err := m.locked(m.ctx, e.ID, func(v *store.VM) error {
-			// Started again meanwhile: vm.launch has removed the record.
-			if _, err := readExit(m.ExitDir, v.ID); errors.Is(err, fs.ErrNotExist) {
-				return nil
-			}
-			switch v.State {
-			case api.StateRunning, api.StatePaused:
-				return m.ended(m.ctx, v, e)
-			case api.StateStopping: // by a stop that failed or was cut off
-				return m.setState(m.ctx, v, api.StateStopped, "")
-			}
-			return nil
-		})
-		if p, ok := errors.AsType[*api.Problem](err); ok && p.Code == api.CodeNotFound {
-			return // deleted in the meantime
-		}
-		if err != nil && m.ctx.Err() == nil {
-			m.Log.Error("cannot record the end of a VM", "vm", e.ID, "error", err)
-		}
-	})
-}
-
-// ended records an end nobody asked for: stopped if the guest did it itself.
-func (m *Manager) ended(ctx context.Context, v *store.VM, e helper.Exit) error {
-	if e.Result == "success" && e.Status == "0" {
-		return m.setState(ctx, v, api.StateStopped, "")
-	}
-	return m.setState(ctx, v, api.StateFailed, describe(e))
 }
