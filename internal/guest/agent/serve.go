@@ -36,6 +36,8 @@ type server struct {
 	link               int // to pid 1
 	spawner            *spawner
 	startOnce, endOnce sync.Once
+	intent             *intent
+	signalled          *pid1Signals // nil where the init needs no such help
 }
 
 // Serve is the main function of the serving process. It returns only on
@@ -50,7 +52,7 @@ func Serve() error {
 	}
 	s := &server{
 		log: log, phase: guest.PhaseWaiting, init: initAgent, link: pid1FD,
-		spawner: &spawner{log: log, cgroupRoots: guestCgroups},
+		spawner: &spawner{log: log, cgroupRoots: guestCgroups}, intent: newIntent(),
 	}
 	s.outliveKill()
 	go s.listenToPid1()
@@ -73,6 +75,8 @@ func (s *server) routes() []route {
 		// follows.
 		jsonRoute("PUT", "/v1/identity", s.putIdentity, s.startInit),
 		jsonRoute("POST", "/v1/shutdown", s.postShutdown, s.end),
+		{method: "GET", path: "/v1/end", handle: s.getEnd},
+		jsonRoute("GET", "/v1/ports", s.getPorts, nil),
 		execRoute(s.launcher, s.log),
 	}
 }
@@ -156,6 +160,12 @@ func (s *server) settle(doc guest.Identity) (init string, entered bool, err erro
 	if err := personalise(doc); err != nil {
 		return "", false, err
 	}
+	var card string
+	if doc.Network != nil {
+		if card, err = setUpNetwork(*doc.Network); err != nil {
+			return "", false, fmt.Errorf("cannot set the network up: %w", err)
+		}
+	}
 	if err := mountRoot(doc.Root); err != nil {
 		return "", false, err
 	}
@@ -166,9 +176,14 @@ func (s *server) settle(doc guest.Identity) (init string, entered bool, err erro
 	if err := enterRoot(); err != nil {
 		return "", true, err
 	}
-	warnings, err := mountImage()
+	warnings, err := mountImage(init != "")
 	if err != nil {
 		return "", true, err
+	}
+	if doc.Network != nil {
+		if err := configureImage(*doc.Network, card, init != ""); err != nil {
+			return "", true, err
+		}
 	}
 	if warnings = errors.Join(warnings, raiseLoopback()); warnings != nil {
 		s.log.Warn("the image's root is not complete", "err", warnings)
@@ -176,23 +191,38 @@ func (s *server) settle(doc guest.Identity) (init string, entered bool, err erro
 	if err := s.spawner.protect(); err != nil {
 		s.log.Warn(err.Error())
 	}
+	go s.growVolumes(doc.Mounts)
 	return init, true, nil
 }
 
-// fillRoot writes the document's files into the mounted image and finds its
-// init.
+// fillRoot mounts further filesystems into the mounted image, writes the
+// document's files, which may lie on them, and finds the image's init.
 func fillRoot(doc guest.Identity) (init string, err error) {
 	root, err := openTree(newRoot)
 	if err != nil {
 		return "", err
 	}
 	defer root.close()
+	if err := mountVolumes(root, doc.Mounts); err != nil {
+		return "", err
+	}
 	for _, f := range doc.Files {
 		if err := root.write(f); err != nil {
 			return "", err
 		}
 	}
 	return root.findInit(doc.Root.Init)
+}
+
+// configureImage tells the programs of the image, which is entered, about the
+// network.
+func configureImage(n guest.Network, card string, hasInit bool) error {
+	root, err := openTree("/")
+	if err != nil {
+		return err
+	}
+	defer root.close()
+	return writeNetConf(root, n, card, hasInit)
 }
 
 // startInit gives pid 1 its order when the guest has become ready.
@@ -207,6 +237,7 @@ func (s *server) startInit() {
 		if s.init != initAgent {
 			order = orderExec + s.init
 			s.imageInit = true
+			s.watchInit(s.init)
 		}
 		if err := send(s.link, order); err != nil {
 			s.log.Error("pid 1 takes no orders", "err", err)
@@ -219,6 +250,7 @@ func (s *server) startInit() {
 func (s *server) listenToPid1() {
 	for {
 		said, err := receive(s.link)
+		action, ends := strings.CutPrefix(said, saidEnd)
 		switch {
 		case err != nil:
 			return
@@ -226,9 +258,8 @@ func (s *server) listenToPid1() {
 			s.mu.Lock()
 			s.init, s.imageInit = initAgent, false
 			s.mu.Unlock()
-		case said == saidEnd:
-			s.log.Info("ended by pid 1")
-			os.Exit(0)
+		case ends:
+			s.leave(action)
 		}
 	}
 }
@@ -236,14 +267,20 @@ func (s *server) listenToPid1() {
 // outliveKill keeps the process up when somebody in the guest sends it, or
 // everybody, a SIGTERM; but an ending system is not held up. Signals are
 // caught, not ignored, since sessions would inherit that.
+//
+// The SIGTERM that an ending init sends to all processes is also how the agent
+// learns of the end, without ever looking.
 func (s *server) outliveKill() {
 	c := make(chan os.Signal, 8)
 	signal.Notify(c, unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2)
 	go func() {
 		for sig := range c {
-			if sig == unix.SIGTERM && s.ending() {
-				s.log.Info("ended")
-				os.Exit(0)
+			if sig != unix.SIGTERM {
+				continue
+			}
+			action := s.initEnds()
+			if action != "" || s.ending() {
+				s.leave(action)
 			}
 		}
 	}()
@@ -253,4 +290,12 @@ func (s *server) ending() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.phase == guest.PhaseEnding || initName() == "systemd-shutdow" // comm holds 15 characters
+}
+
+// leave ends this process, after the host has been told why.
+func (s *server) leave(action string) {
+	s.intent.declare(action)
+	s.intent.awaitTold(tellTimeout)
+	s.log.Info("ended", "action", action)
+	os.Exit(0)
 }
