@@ -6,6 +6,9 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 
 BIN      := build/bin
+# The lab gets programs of a constant version: what is installed there is cached
+# by its content, and a commit that changes no program changes no content.
+LAB_BIN  := build/lab-bin
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS  := -s -w -X banger/internal/version.Version=$(VERSION)
 PROGRAMS := banger bangerd banger-helper banger-agent
@@ -21,13 +24,16 @@ TEST_PACKAGES := gcc:gcc /usr/include/stdio.h:libc6-dev mke2fs:e2fsprogs cpio:cp
 MACHINE_PACKAGES := qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils mmdebstrap:mmdebstrap \
 	/usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring \
 	mke2fs:e2fsprogs ssh:openssh-client
+KERNEL_PACKAGES := gcc:gcc make:make flex:flex bison:bison bc:bc pahole:dwarves xz:xz-utils dpkg-deb:dpkg \
+	/usr/include/stdio.h:libc6-dev /usr/include/libelf.h:libelf-dev \
+	/usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring
 ifneq ($(shell id -u),0)
 MACHINE_PACKAGES += fakeroot:fakeroot newuidmap:uidmap
 endif
 
 .PHONY: help
 help: ## Show this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: run
 run: ## Run a command in a microVM, from nothing: packages, build, machine
@@ -52,28 +58,42 @@ lint: ## golangci-lint alone
 .PHONY: test-lab
 test-lab: ## Tests and scenarios in the lab, a machine made for them (KEEP_LAB=1 keeps it)
 	@$(STEP) "host packages" scripts/host-packages $(MACHINE_PACKAGES)
-	@$(STEP) "build" $(MAKE) --no-print-directory build
+	@$(STEP) "build" $(MAKE) --no-print-directory lab-build
 	@scripts/lab $(MAKE) --no-print-directory in-lab
 
 # What test-lab does once the machine runs. The tests are built here and run
 # there, as root. Both kinds run even if the first fails.
+# Scenarios tell each test when it begins and ends, so that a log shows what hangs.
 IN_LAB := env CGO_ENABLED=0 go test -count=1 -p 1 -timeout 45m -exec "'$(CURDIR)/scripts/lab-exec'"
 
 .PHONY: in-lab
 in-lab:
 	@status=0; \
 	$(STEP) "tests on real kernel objects" $(IN_LAB) -tags lab $(LAB_PACKAGES:%=./%) || status=1; \
-	$(STEP) "scenarios" $(IN_LAB) -tags e2e ./test/e2e || status=1; \
+	$(STEP) "scenarios" $(IN_LAB) -v -tags e2e ./test/e2e || status=1; \
 	exit $$status
 
 .PHONY: bench
 bench: ## Speed and size beside a floor measured in the same lab boot
 	@$(STEP) "host packages" scripts/host-packages $(MACHINE_PACKAGES)
-	@$(STEP) "build" $(MAKE) --no-print-directory build
-	@scripts/lab env CGO_ENABLED=0 go run -exec "'$(CURDIR)/scripts/lab-exec'" ./test/bench
+	@$(STEP) "build" $(MAKE) --no-print-directory lab-build
+	@scripts/lab env CGO_ENABLED=0 go run -exec "'$(CURDIR)/scripts/lab-exec'" ./test/bench $(BENCH)
+
+.PHONY: bench-growth
+bench-growth: ## Memory of the services after 20 and after 200 VMs, takes long
+	@$(MAKE) --no-print-directory bench BENCH="-only growth"
+
+.PHONY: kernel
+kernel: ## Build the guest kernel (once, minutes): the lab, bench and machines take it then
+	@$(STEP) "host packages" scripts/host-packages $(KERNEL_PACKAGES)
+	@$(STEP) "guest kernel" guestkernel/build
 
 .PHONY: build
 build: $(PROGRAMS:%=$(BIN)/%) $(BIN)/firecracker ## The programs, static, in build/bin
+
+.PHONY: lab-build
+lab-build:
+	@$(MAKE) --no-print-directory build BIN=$(LAB_BIN) VERSION=lab
 
 # Go knows best what has changed.
 .PHONY: $(PROGRAMS:%=$(BIN)/%)
@@ -90,5 +110,5 @@ $(BIN)/firecracker:
 
 .PHONY: clean
 clean: ## Remove build/, with the lab if it was kept; the cache stays
-	@if [ -x $(BIN)/banger ]; then XDG_DATA_HOME='$(CURDIR)/build/data' $(BIN)/banger machine rm --force lab; fi
+	@if [ -x $(LAB_BIN)/banger ]; then XDG_DATA_HOME='$(CURDIR)/build/data' $(LAB_BIN)/banger machine rm --force lab; fi
 	@rm -rf build

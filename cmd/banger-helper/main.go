@@ -3,7 +3,8 @@
 // and answers the verbs of package internal/helper. See docs/security.md.
 //
 // "banger-helper cleanup ID" removes what a VM left behind. systemd runs it
-// after every end of a VM's unit.
+// after every end of a VM's unit. "banger-helper fsck UID HOW NODE" turns into
+// e2fsck, in the unit that vm.fsck starts.
 package main
 
 import (
@@ -42,6 +43,9 @@ func run(args []string) error {
 		return serve(ctx)
 	case len(args) == 2 && args[0] == "cleanup":
 		return server.Cleanup(ctx, args[1])
+	case len(args) == 4 && args[0] == "fsck":
+		fmt.Fprintln(os.Stderr, "banger-helper:", server.Fsck(args[1], args[2], args[3]))
+		os.Exit(16) // whoever waits for e2fsck would read 1 as "mended"
 	case len(args) == 1 && args[0] == "--version":
 		_, err := fmt.Fprintln(os.Stdout, "banger-helper", version.Version)
 		return err

@@ -63,10 +63,15 @@ func (c *Client) End(ctx context.Context) (Intent, error) {
 	if err := c.call(ctx, http.MethodGet, "/v1/end", nil, &i); err != nil {
 		return Intent{}, err
 	}
-	if i.Action != "reboot" && i.Action != "poweroff" {
+	if i.Action != ActionReboot && i.Action != ActionPowerOff {
 		return Intent{}, fmt.Errorf("guest ends in an unknown way: %.20q", i.Action)
 	}
 	return i, nil
+}
+
+// Grow enlarges a mounted filesystem to its device.
+func (c *Client) Grow(ctx context.Context, path string) error {
+	return c.call(ctx, http.MethodPost, "/v1/grow", &Grow{Path: path}, nil)
 }
 
 // Ports lists the sockets in the guest on which something listens.
@@ -113,6 +118,8 @@ func (h Health) clean() Health {
 		Kernel:  printable(h.Kernel),
 		BootID:  printable(h.BootID),
 		Init:    printable(h.Init),
+
+		Sessions: max(h.Sessions, 0),
 	}
 }
 

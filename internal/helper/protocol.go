@@ -67,10 +67,13 @@ type GrowRequest struct {
 	ID string `json:"id"`
 }
 
-// FsckRequest checks a disk of a VM that does not run: "root" or "work".
+// FsckRequest checks a disk of a VM that does not run: "root" or "work". What
+// can be mended without losing a file is mended; with Repair, everything is,
+// whatever it costs.
 type FsckRequest struct {
-	ID   string `json:"id"`
-	Disk string `json:"disk"`
+	ID     string `json:"id"`
+	Disk   string `json:"disk"`
+	Repair bool   `json:"repair,omitempty"`
 }
 
 // Checked is what e2fsck said.
@@ -153,5 +156,6 @@ type HostFacts struct {
 const (
 	CodeBlobUnknown = "blob_unknown" // vm.launch: send it with blob.put first
 	CodeBusy        = "busy"
+	CodeDamaged     = "damaged"   // vm.fsck: e2fsck could not mend the disk
 	CodeVMMEnded    = "vmm_ended" // vm.launch: Firecracker ended before it answered
 )

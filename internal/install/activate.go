@@ -30,6 +30,9 @@ var services = []service{
 	{name: "bangerd", programs: []string{"bangerd", "banger-agent"}, always: true},
 }
 
+// guestsUnit stops the VMs when the host goes down.
+const guestsUnit = "banger-guests.service"
+
 // patience with bangerd, which may have a store to migrate and VMs to find.
 const patience = 90 * time.Second
 
@@ -48,6 +51,10 @@ func (h *host) activate(ctx context.Context, changed map[string]bool) error {
 		if err := h.bringUp(ctx, s, changed); err != nil {
 			return fmt.Errorf("cannot bring up %s: %w", s.name, err)
 		}
+	}
+	// Never restarted: its end is the VMs'.
+	if err := h.enable(ctx, guestsUnit); err != nil {
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()

@@ -21,6 +21,7 @@ const (
 	modulesFile  = "/etc/modules-load.d/banger.conf"
 	udevFile     = "/etc/udev/rules.d/59-banger.rules"
 	dropInDir    = paths.UnitDir + "/banger-vm-.service.d"
+	fsckInDir    = paths.UnitDir + "/banger-fsck-.service.d"
 
 	daemonRunDir = "/run/banger"
 
@@ -53,6 +54,7 @@ func directories(own owner) []directory {
 		{path: filepath.Dir(modulesFile), mode: 0o755, shared: true},
 		{path: filepath.Dir(udevFile), mode: 0o755, shared: true},
 		{path: dropInDir, mode: 0o755},
+		{path: fsckInDir, mode: 0o755},
 		{path: paths.HelperDir, mode: 0o711},
 		{path: filepath.Dir(paths.BlobDir), mode: 0o700},
 		{path: paths.BlobDir, mode: 0o700},

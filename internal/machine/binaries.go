@@ -66,18 +66,24 @@ func findIn(dirs []string, name string) (string, error) {
 		WithHint("build it: make build")
 }
 
-// writeTar writes the programs as a tar, without directories.
-func (b binaries) writeTar(w io.Writer) error {
+// writeTar writes the programs and the guest kernel, if there is one, as a tar
+// without directories.
+func writeTar(w io.Writer, bins binaries, own guestKernel) error {
 	t := tar.NewWriter(w)
-	for _, path := range b.paths {
-		if err := writeProgram(t, path); err != nil {
+	for _, path := range bins.paths {
+		if err := addPath(t, path, filepath.Base(path), 0o755); err != nil {
+			return err
+		}
+	}
+	if own.path != "" {
+		if err := addPath(t, own.path, guestKernelFile, 0o644); err != nil {
 			return err
 		}
 	}
 	return t.Close()
 }
 
-func writeProgram(t *tar.Writer, path string) error {
+func addPath(t *tar.Writer, path, name string, mode int64) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
@@ -87,7 +93,7 @@ func writeProgram(t *tar.Writer, path string) error {
 	if err != nil {
 		return err
 	}
-	if err := t.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: filepath.Base(path), Mode: 0o755, Size: info.Size()}); err != nil {
+	if err := t.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: mode, Size: info.Size()}); err != nil {
 		return err
 	}
 	_, err = io.Copy(t, f)

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"banger/appliance"
@@ -42,7 +43,7 @@ func (c cache) appliance(ctx context.Context, p Progress) (dir, hash string, err
 	if hash, err = appliance.Hash(); err != nil {
 		return "", "", err
 	}
-	hash = textHash(hash, fmt.Sprint(diskSize))
+	hash = textHash(hash, fmt.Sprint(diskSize), textHash(debootstrapArgs(nil, applianceArgs...)...), textHash(makeDiskArgs...))
 	dir, err = c.entry(ctx, "appliance", hash, p, func(dir string) error {
 		return buildAppliance(ctx, dir, p)
 	})
@@ -54,7 +55,11 @@ func (c cache) image(ctx context.Context, p Progress) (dir, hash string, err err
 	if hash, err = appliance.ImageHash(); err != nil {
 		return "", "", err
 	}
+	hash = textHash(hash, textHash(debootstrapArgs(nil)...))
 	dir, err = c.entry(ctx, "image", hash, p, func(dir string) error {
+		if err := requireTools(buildTools()...); err != nil {
+			return err
+		}
 		p.step("making the default image (mmdebstrap)")
 		names, err := appliance.ImagePackages()
 		if err != nil {
@@ -70,8 +75,28 @@ func textHash(parts ...string) string {
 	return hex.EncodeToString(sum[:])
 }
 
+// buildTools are the programs without which no appliance can be made.
+func buildTools() []string {
+	tools := []string{"mmdebstrap", "mke2fs", "tar", "qemu-img"}
+	if os.Geteuid() != 0 {
+		tools = append(tools, "fakeroot", "newuidmap")
+	}
+	return tools
+}
+
+// applianceArgs lay our files over the packages. mmdebstrap has special hooks
+// and those it gives to sh; it runs in the directory of the files they name, so
+// no path has to be quoted for it.
+var applianceArgs = []string{
+	"--dpkgopt=force-confold", // our files are there before the packages that ship them
+	`--essential-hook=tar-in overlay.tar /`,
+	`--customize-hook=upload setup.sh /setup.sh`,
+	`--customize-hook=chroot "$1" sh /setup.sh`,
+	`--customize-hook=chroot "$1" rm /setup.sh`,
+}
+
 func buildAppliance(ctx context.Context, dir string, p Progress) error {
-	if err := requireTools("mmdebstrap", "mke2fs", "tar", "qemu-img"); err != nil {
+	if err := requireTools(buildTools()...); err != nil {
 		return err
 	}
 	p.step("making the appliance (mmdebstrap)")
@@ -90,15 +115,7 @@ func buildAppliance(ctx context.Context, dir string, p Progress) error {
 	if err != nil {
 		return err
 	}
-	// mmdebstrap has special hooks and those it gives to sh; it runs in dir, so
-	// no path has to be quoted for it.
-	err = debootstrap(ctx, dir, root, names,
-		"--dpkgopt=force-confold", // our files are there before the packages that ship them
-		`--essential-hook=tar-in overlay.tar /`,
-		`--customize-hook=upload setup.sh /setup.sh`,
-		`--customize-hook=chroot "$1" sh /setup.sh`,
-		`--customize-hook=chroot "$1" rm /setup.sh`)
-	if err != nil {
+	if err := debootstrap(ctx, dir, root, names, applianceArgs...); err != nil {
 		return err
 	}
 	p.step("making the appliance's disk")
@@ -143,24 +160,25 @@ func addFile(w *tar.Writer, name string, mode int64, content []byte) error {
 	return err
 }
 
-// debootstrap makes a Debian root filesystem of the named packages as the tar
-// file out. Its hooks find their files in dir.
-func debootstrap(ctx context.Context, dir, out string, packages []string, more ...string) error {
-	argv := []string{"mmdebstrap", "--variant=minbase", "--format=tar", "--include=" + strings.Join(packages, ","),
+// debootstrapArgs are the words that decide what mmdebstrap makes, wherever and by
+// whomever it is run: the cache's key holds them.
+func debootstrapArgs(packages []string, more ...string) []string {
+	return slices.Concat([]string{"--variant=minbase", "--format=tar", "--include=" + strings.Join(packages, ","),
 		"--dpkgopt=path-exclude=/usr/share/man/*",
 		"--dpkgopt=path-exclude=/usr/share/locale/*",
 		"--dpkgopt=path-exclude=/usr/share/doc/*",
 		"--dpkgopt=path-include=/usr/share/doc/*/copyright",
+	}, more, []string{appliance.Suite})
+}
+
+// debootstrap makes a Debian root filesystem of the named packages as the tar
+// file out. Its hooks find their files in dir.
+func debootstrap(ctx context.Context, dir, out string, packages []string, more ...string) error {
+	argv := []string{"mmdebstrap", "--mode=root"}
+	if os.Geteuid() != 0 {
+		argv[1] = "--mode=unshare"
 	}
-	if os.Geteuid() == 0 {
-		argv = append(argv, "--mode=root")
-	} else {
-		if err := requireTools("newuidmap"); err != nil {
-			return err
-		}
-		argv = append(argv, "--mode=unshare")
-	}
-	argv = append(append(argv, more...), appliance.Suite, "-")
+	argv = slices.Concat(argv, debootstrapArgs(packages, more...), []string{"-"})
 	if sources := hostSources("/"); sources != "" {
 		argv = append(argv, sources)
 	}
@@ -210,6 +228,12 @@ func usableSources(text string) bool {
 	return found
 }
 
+// makeDiskArgs are mke2fs's. Everything is initialised here and now (mostly as
+// holes of the file): otherwise the guest's kernel would do it again in every
+// machine.
+var makeDiskArgs = []string{"-q", "-t", "ext4", "-L", "banger-machine", "-m", "0", "-N", "500000",
+	"-E", "lazy_itable_init=0,lazy_journal_init=0"}
+
 // buildDisk makes the appliance's disk of the tar file root, and takes kernel
 // and initrd out of it.
 func buildDisk(ctx context.Context, dir, root string) error {
@@ -229,9 +253,6 @@ func buildDisk(ctx context.Context, dir, root string) error {
 	// fakeroot remembers for mke2fs whose files tar was told to make.
 	unpack, makeFS := []string{}, []string{}
 	if os.Geteuid() != 0 {
-		if err := requireTools("fakeroot"); err != nil {
-			return err
-		}
 		state := filepath.Join(dir, "fakeroot")
 		defer removeTree(state)
 		unpack = []string{"fakeroot", "-s", state, "--"}
@@ -241,14 +262,11 @@ func buildDisk(ctx context.Context, dir, root string) error {
 	if err := runTool(ctx, command{argv: unpack}); err != nil {
 		return fmt.Errorf("cannot unpack the appliance: %w", err)
 	}
-	// Everything is initialised here and now (mostly as holes of the file):
-	// otherwise the guest's kernel would do it again in every machine.
 	mke2fs, err := lookTool("mke2fs")
 	if err != nil {
 		return err
 	}
-	makeFS = append(makeFS, mke2fs, "-q", "-t", "ext4", "-L", "banger-machine", "-m", "0", "-N", "500000",
-		"-E", "lazy_itable_init=0,lazy_journal_init=0", "-d", tree, disk)
+	makeFS = slices.Concat(makeFS, []string{mke2fs}, makeDiskArgs, []string{"-d", tree, disk})
 	if err := runTool(ctx, command{argv: makeFS}); err != nil {
 		return fmt.Errorf("cannot make the appliance's disk: %w", err)
 	}

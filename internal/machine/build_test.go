@@ -98,7 +98,11 @@ func TestBinaries(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	if err := b.writeTar(&out); err != nil {
+	own := filepath.Join(t.TempDir(), "vmlinux")
+	if err := os.WriteFile(own, []byte("I am a kernel"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := writeTar(&out, b, guestKernel{path: own}); err != nil {
 		t.Fatal(err)
 	}
 	r := tar.NewReader(&out)
@@ -110,6 +114,9 @@ func TestBinaries(t *testing.T) {
 		if content, err := io.ReadAll(r); err != nil || string(content) != "I am "+name {
 			t.Errorf("%s holds %q, %v", name, content, err)
 		}
+	}
+	if h, err := r.Next(); err != nil || h.Name != guestKernelFile || h.Mode != 0o644 {
+		t.Errorf("the kernel: %+v, %v", h, err)
 	}
 	for _, name := range programs {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte("I am another "+name), 0o755); err != nil {

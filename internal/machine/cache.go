@@ -12,9 +12,8 @@ import (
 )
 
 // cache keeps costly results as directories named KIND-HASH, where the hash
-// covers the files the result was made of; a change of how the tools are called
-// (suite, arguments) needs the cache emptied by hand. An entry is made under
-// another name and renamed, so what has the right name is whole.
+// covers what the result was made of: files, and how the tools are called. An
+// entry is made under another name and renamed, so what has the right name is whole.
 type cache struct{ dir string }
 
 func openCache() (cache, error) {

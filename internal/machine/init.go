@@ -44,6 +44,9 @@ type record struct {
 	// Version and Binaries (a hash) are of the banger installed in it.
 	Version  string `json:"version"`
 	Binaries string `json:"binaries"`
+	// GuestKernel is the sha256 of banger's own guest kernel in it; "" if the
+	// machine has only its distribution's.
+	GuestKernel string `json:"guest_kernel,omitempty"`
 }
 
 func (m *Machine) readRecord() (record, error) {
@@ -69,6 +72,14 @@ func (m *Machine) Init(ctx context.Context, o InitOptions, p Progress) error {
 	if err != nil {
 		return err
 	}
+	c, err := openCache()
+	if err != nil {
+		return err
+	}
+	own, err := c.guestKernel()
+	if err != nil {
+		return err
+	}
 	if err := requireTools(qemu, "qemu-img", "ssh"); err != nil {
 		return err
 	}
@@ -81,28 +92,49 @@ func (m *Machine) Init(ctx context.Context, o InitOptions, p Progress) error {
 	if err != nil {
 		return err
 	}
-	if !exists {
-		if err := m.create(ctx, o, bins, p); err != nil {
-			return fmt.Errorf("cannot make machine %q: %w", m.Name, err)
-		}
+	if exists {
+		err = m.keepsSize(o)
+	} else if err = m.create(ctx, c, o, bins, own, p); err != nil {
+		err = fmt.Errorf("cannot make machine %q: %w", m.Name, err)
+	}
+	if err != nil {
+		return err
 	}
 	if err := m.start(ctx, p); err != nil {
 		return err
 	}
-	return m.update(ctx, bins, p)
+	return m.update(ctx, bins, own, p)
+}
+
+// keepsSize refuses what would need another machine than the one there is.
+func (m *Machine) keepsSize(o InitOptions) error {
+	r, err := m.readRecord()
+	if err != nil {
+		return err
+	}
+	for _, c := range []struct {
+		differs bool
+		problem *api.Problem
+	}{
+		{o.CPUs != 0 && o.CPUs != r.CPUs, api.Conflict("machine %q exists and has %d CPUs, not %d", m.Name, r.CPUs, o.CPUs)},
+		{o.MemoryMiB != 0 && o.MemoryMiB != r.MemoryMiB, api.Conflict("machine %q exists and has %d MiB of memory, not %d", m.Name, r.MemoryMiB, o.MemoryMiB)},
+		{o.Disposable && !r.Disposable, api.Conflict("machine %q exists and is not disposable", m.Name)},
+	} {
+		if c.differs {
+			return c.problem.WithHint("make another (banger machine init NAME), or remove this one with all that is in it: banger machine rm %s", m.Name)
+		}
+	}
+	return nil
 }
 
 // create builds the machine's directory beside its place and moves it there.
-func (m *Machine) create(ctx context.Context, o InitOptions, bins binaries, p Progress) error {
+func (m *Machine) create(ctx context.Context, c cache, o InitOptions, bins binaries, own guestKernel, p Progress) error {
 	r, err := o.record(bins)
 	if err != nil {
 		return err
 	}
-	c, err := openCache()
-	if err != nil {
-		return err
-	}
-	installed, err := c.installed(ctx, bins, !o.NoImage, r.guest("", ""), p)
+	r.GuestKernel = own.hash
+	installed, err := c.installed(ctx, bins, own, !o.NoImage, r.guest("", ""), p)
 	if err != nil {
 		return err
 	}

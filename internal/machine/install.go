@@ -14,9 +14,9 @@ import (
 )
 
 // installed returns the cached directory with a disk on which banger, its
-// kernel and (with image) the default image are installed. The hash covers
+// kernels and (with image) the default image are installed. The hash covers
 // the programs, so a changed program is installed afresh.
-func (c cache) installed(ctx context.Context, bins binaries, image bool, g guest, p Progress) (string, error) {
+func (c cache) installed(ctx context.Context, bins binaries, own guestKernel, image bool, g guest, p Progress) (string, error) {
 	base, hash, err := c.appliance(ctx, p)
 	if err != nil {
 		return "", err
@@ -29,19 +29,19 @@ func (c cache) installed(ctx context.Context, bins binaries, image bool, g guest
 		}
 		imageHash, g.drives = hash, []drive{{imageDrive, filepath.Join(dir, imageFile)}}
 	}
-	return c.entry(ctx, "installed", textHash(hash, bins.hash, imageHash), p, func(dir string) error {
+	return c.entry(ctx, "installed", textHash(hash, bins.hash, imageHash, own.hash), p, func(dir string) error {
 		for _, name := range []string{baseDisk, kernelFile, initrdFile} {
 			if err := linkOrCopy(ctx, filepath.Join(base, name), filepath.Join(dir, name)); err != nil {
 				return err
 			}
 		}
 		g.dir, g.disk, g.disposable = dir, installedDisk, true // a crash means: once more
-		return g.install(ctx, bins, p)
+		return g.install(ctx, bins, own, p)
 	})
 }
 
 // install boots an appliance as it comes and makes a host of banger of it.
-func (g guest) install(ctx context.Context, bins binaries, p Progress) (err error) {
+func (g guest) install(ctx context.Context, bins binaries, own guestKernel, p Progress) (err error) {
 	if err := newDisk(ctx, g.dir, g.disk, baseDisk, "raw"); err != nil {
 		return err
 	}
@@ -52,7 +52,7 @@ func (g guest) install(ctx context.Context, bins binaries, p Progress) (err erro
 		return err
 	}
 	image := len(g.drives) > 0
-	if err := g.takeDrives(ctx, bins); err != nil {
+	if err := g.takeDrives(ctx, bins, own); err != nil {
 		return err
 	}
 	p.step("booting the appliance (%s)", g.accel)
@@ -62,7 +62,7 @@ func (g guest) install(ctx context.Context, bins binaries, p Progress) (err erro
 	defer func() { err = errors.Join(err, killRun(g.dir)) }()
 	m := &Machine{Dir: g.dir}
 	p.step("installing banger in the machine")
-	if err := m.systemInstall(ctx, nil, "tar -xf /dev/disk/by-id/virtio-banger-"+programsDrive); err != nil {
+	if err := m.systemInstall(ctx, own, nil, "tar -xf /dev/disk/by-id/virtio-banger-"+programsDrive); err != nil {
 		return err
 	}
 	if image {
@@ -86,8 +86,8 @@ func (g guest) install(ctx context.Context, bins binaries, p Progress) (err erro
 }
 
 // takeDrives puts what install hands to the guest into the guest's directory:
-// the default image, if it is among the drives, and the programs.
-func (g *guest) takeDrives(ctx context.Context, bins binaries) error {
+// the default image, if it is among the drives, and the programs with the kernel.
+func (g *guest) takeDrives(ctx context.Context, bins binaries, own guestKernel) error {
 	for i, d := range g.drives {
 		name := filepath.Base(d.file)
 		if err := linkOrCopy(ctx, d.file, filepath.Join(g.dir, name)); err != nil {
@@ -100,20 +100,24 @@ func (g *guest) takeDrives(ctx context.Context, bins binaries) error {
 		return err
 	}
 	g.drives = append(g.drives, drive{programsDrive, programsFile})
-	return errors.Join(bins.writeTar(f), f.Close())
+	return errors.Join(writeTar(f, bins, own), f.Close())
 }
 
 // systemInstall runs the installation that a real host gets, with the programs
-// that unpack, a command of the shell, leaves in its directory.
-func (m *Machine) systemInstall(ctx context.Context, stdin io.Reader, unpack string) error {
-	const dir = "/var/tmp/banger-install"
-	script := `set -e; rm -rf ` + dir + `; mkdir -m 0700 ` + dir + `; cd ` + dir + `; ` + unpack + `
-		./banger system install --owner ` + Owner + ` </dev/null; cd /; rm -rf ` + dir
+// that unpack, a command of the shell, leaves in its directory; and makes the
+// guest kernel, if there is one, what VMs boot by default.
+func (m *Machine) systemInstall(ctx context.Context, own guestKernel, stdin io.Reader, unpack string) error {
+	script := `set -e; rm -rf ` + installDir + `; mkdir -m 0711 ` + installDir + `; cd ` + installDir + `; ` + unpack + `
+		./banger system install --owner ` + Owner + ` </dev/null
+		` + own.install() + `
+		cd /; rm -rf ` + installDir
 	if err := m.runIn(ctx, stdin, "sh", "-c", script); err != nil {
 		return fmt.Errorf("cannot install banger in the machine: %w", err)
 	}
 	return nil
 }
+
+const installDir = "/var/tmp/banger-install"
 
 // runIn runs argv in the machine as root, over a connection of its own: a
 // shared one would outlive a command that is cancelled, and keep its output open.
@@ -123,23 +127,30 @@ func (m *Machine) runIn(ctx context.Context, stdin io.Reader, argv ...string) er
 	return runTool(ctx, command{argv: argv, stdin: stdin})
 }
 
-// update brings the running machine to the programs bins.
-func (m *Machine) update(ctx context.Context, bins binaries, p Progress) error {
+// update brings the running machine to the programs bins and the guest kernel own.
+// A kernel it has stays when there is none now: it still works.
+func (m *Machine) update(ctx context.Context, bins binaries, own guestKernel, p Progress) error {
 	r, err := m.readRecord()
-	if err != nil || r.Binaries == bins.hash {
+	if err != nil || r.Binaries == bins.hash && (own.hash == "" || r.GuestKernel == own.hash) {
 		return err
+	}
+	if r.GuestKernel == own.hash {
+		own = guestKernel{}
 	}
 	p.step("updating banger in the machine")
 	pipe, w := io.Pipe()
 	go func() {
 		z := gzip.NewWriter(w) // the way in is slow where the machine is emulated
-		_ = w.CloseWithError(errors.Join(bins.writeTar(z), z.Close()))
+		_ = w.CloseWithError(errors.Join(writeTar(z, bins, own), z.Close()))
 	}()
-	err = m.systemInstall(ctx, pipe, "tar -xzf -")
+	err = m.systemInstall(ctx, own, pipe, "tar -xzf -")
 	_ = pipe.Close() // ends the writer should the reader have gone first
 	if err != nil {
 		return err
 	}
 	r.Binaries, r.Version = bins.hash, version.Version
+	if own.hash != "" {
+		r.GuestKernel = own.hash
+	}
 	return writeJSON(m.path(recordFile), r)
 }

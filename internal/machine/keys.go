@@ -108,7 +108,10 @@ func sshConfig(dir string, port int) string {
 		{"BatchMode", "yes"},
 		{"ForwardAgent", "no"},
 		{"ConnectTimeout", "20"}, // a new one takes seconds where all is emulated
-		{"ServerAliveInterval", "15"},
+		// An emulated guest on a busy host stands still for a minute and goes on.
+		// When QEMU is gone, the connection breaks without this.
+		{"ServerAliveInterval", "30"},
+		{"ServerAliveCountMax", "10"},
 		{"LogLevel", "ERROR"},
 	} {
 		fmt.Fprintf(&b, "    %s %s\n", line[0], line[1])

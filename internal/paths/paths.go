@@ -31,6 +31,10 @@ const (
 	JailKernel = "/vmlinux"
 	JailInitrd = "/initrd"
 	JailRootfs = "/rootfs"
-	JailAPI    = "/run/api.sock"
-	JailVsock  = "/run/vsock.sock"
+	JailWork   = "/work"
+	// JailMetrics is a FIFO, so what a VMM writes there is bounded.
+	JailMetrics = "/metrics"
+
+	JailAPI   = "/run/api.sock"
+	JailVsock = "/run/vsock.sock"
 )

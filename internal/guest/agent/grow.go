@@ -5,50 +5,84 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"banger/api"
 	"banger/internal/guest"
 )
 
-// growVolumes makes filesystems larger when the host has made their disks
+// watchVolumes makes filesystems larger when the host has made their disks
 // larger under the running guest. The kernel tells about that as about every
-// change of a device. It returns when it cannot hear the kernel.
-func (s *server) growVolumes(mounts []guest.Mount) {
-	grow := map[string]guest.Mount{} // by the device's name
+// change of a device; the host may also ask, but the kernel may hear of the new
+// size later than the agent of the wish.
+func (s *server) watchVolumes(mounts []guest.Mount) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for _, m := range mounts {
 		if m.Grow {
-			grow[filepath.Base(m.Device)] = m
+			s.growing = append(s.growing, m)
 		}
 	}
-	if len(grow) == 0 {
+	if len(s.growing) == 0 {
 		return
 	}
+	byName := map[string]guest.Mount{}
+	for _, m := range s.growing {
+		byName[filepath.Base(m.Device)] = m
+	}
+	go func() {
+		err := onResize(func(disk string) {
+			if m, ok := byName[disk]; ok {
+				if err := growMounted(m); err != nil {
+					s.log.Warn(err.Error())
+				}
+			}
+		})
+		s.log.Warn("disks that grow will not be noticed", "err", err)
+	}()
+}
+
+func (s *server) postGrow(g guest.Grow) (struct{}, error) {
+	s.mu.Lock()
+	i := slices.IndexFunc(s.growing, func(m guest.Mount) bool { return m.Path == g.Path })
+	if i < 0 {
+		s.mu.Unlock()
+		return struct{}{}, api.NotFound("nothing that grows is mounted at %.200q", g.Path)
+	}
+	m := s.growing[i]
+	s.mu.Unlock()
+	return struct{}{}, growMounted(m)
+}
+
+// onResize calls f for each disk that changes its size. It returns when it
+// cannot hear the kernel.
+func onResize(f func(disk string)) error {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_KOBJECT_UEVENT)
-	if err == nil {
-		defer unix.Close(fd)
-		err = unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1})
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1}); err != nil {
+		return err
 	}
 	buf := make([]byte, 8192)
-	for err == nil {
-		var n int
-		var from unix.Sockaddr
-		n, from, err = unix.Recvfrom(fd, buf, 0)
-		if errors.Is(err, unix.EINTR) || errors.Is(err, unix.ENOBUFS) {
-			err = nil
+	for {
+		n, from, err := unix.Recvfrom(fd, buf, 0)
+		if errors.Is(err, unix.EINTR) || errors.Is(err, unix.ENOBUFS) { // the host may ask for what is lost
 			continue
 		}
-		if sender, ok := from.(*unix.SockaddrNetlink); err != nil || !ok || sender.Pid != 0 { // only the kernel's word counts
-			continue
+		if err != nil {
+			return err
 		}
-		if m, ok := grow[resizedDisk(buf[:n])]; ok {
-			if err := growMounted(m); err != nil {
-				s.log.Warn(err.Error())
+		if sender, ok := from.(*unix.SockaddrNetlink); ok && sender.Pid == 0 { // only the kernel's word counts
+			if disk := resizedDisk(buf[:n]); disk != "" {
+				f(disk)
 			}
 		}
 	}
-	s.log.Warn("disks that grow will be noticed at the next start only", "err", err)
 }
 
 // resizedDisk returns the name of the disk whose size the event says has

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"banger/internal/guest"
 )
 
 // killTimeout bounds the wait for processes that were killed: one that hangs
@@ -35,7 +37,7 @@ func beInit(link int, log *slog.Logger) {
 	gone := make(chan struct{})
 	go reap(gone)
 
-	grace, action := defaultGrace, actionReboot
+	grace, action := defaultGrace, guest.ActionReboot
 	select {
 	case asked, ok := <-orders:
 		if !ok {
@@ -56,9 +58,9 @@ func beInit(link int, log *slog.Logger) {
 func signalAction(sig os.Signal) string {
 	switch sig {
 	case unix.SIGUSR1, unix.SIGUSR2, unix.SIGPWR:
-		return actionPoweroff
+		return guest.ActionPowerOff
 	default:
-		return actionReboot
+		return guest.ActionReboot
 	}
 }
 

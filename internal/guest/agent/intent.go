@@ -12,12 +12,6 @@ import (
 	"banger/internal/guest"
 )
 
-// Actions of guest.Intent.
-const (
-	actionReboot   = "reboot"
-	actionPoweroff = "poweroff"
-)
-
 // tellTimeout bounds how long an ending guest is held up for the host to hear
 // of it.
 const tellTimeout = 2 * time.Second
@@ -109,7 +103,7 @@ func (s *server) initEnds() string {
 	case !imageInit:
 		return "" // pid 1 is the agent, which says so itself
 	case asked:
-		return actionReboot // as end has it
+		return guest.ActionReboot // as end has it
 	}
 	cmdline, err := os.ReadFile("/proc/1/cmdline")
 	if err != nil {
@@ -128,9 +122,9 @@ func shownAction(cmdline []byte) string {
 	if path.Base(argv[0]) == "systemd-shutdown" && len(argv) > 1 {
 		switch argv[1] {
 		case "poweroff", "halt", "exit":
-			return actionPoweroff
+			return guest.ActionPowerOff
 		case "reboot":
-			return actionReboot
+			return guest.ActionReboot
 		}
 		return "" // another kernel or another root goes on in this guest
 	}
@@ -138,9 +132,9 @@ func shownAction(cmdline []byte) string {
 	case path.Base(name) != "init":
 		return ""
 	case level == "[0]":
-		return actionPoweroff
+		return guest.ActionPowerOff
 	case level == "[6]":
-		return actionReboot
+		return guest.ActionReboot
 	}
 	return ""
 }

@@ -11,6 +11,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"banger/internal/guest"
 )
 
 // pid1Signals counts, in the kernel, the signals by which busybox's init is
@@ -54,9 +56,9 @@ func (p *pid1Signals) action() string {
 	case p == nil:
 		return ""
 	case p.sent(unix.SIGUSR1), p.sent(unix.SIGUSR2): // halt, poweroff
-		return actionPoweroff
+		return guest.ActionPowerOff
 	case p.sent(unix.SIGTERM):
-		return actionReboot
+		return guest.ActionReboot
 	}
 	return ""
 }

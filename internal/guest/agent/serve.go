@@ -30,12 +30,15 @@ type server struct {
 	grace time.Duration // guarded by mu; set with guest.PhaseEnding
 	// commands run in the image; nil before there is one.
 	commands *launcher // guarded by mu
+	// growing are mounts whose filesystems follow the size of their disks.
+	growing []guest.Mount // guarded by mu
 	// imageInit says that pid 1 is the image's init, or about to be.
 	imageInit bool // guarded by mu
 
 	link               int // to pid 1
 	spawner            *spawner
 	startOnce, endOnce sync.Once
+	sessions           sessions
 	intent             *intent
 	signalled          *pid1Signals // nil where the init needs no such help
 }
@@ -77,7 +80,8 @@ func (s *server) routes() []route {
 		jsonRoute("POST", "/v1/shutdown", s.postShutdown, s.end),
 		{method: "GET", path: "/v1/end", handle: s.getEnd},
 		jsonRoute("GET", "/v1/ports", s.getPorts, nil),
-		execRoute(s.launcher, s.log),
+		jsonRoute("POST", "/v1/grow", s.postGrow, nil),
+		s.sessions.counted(execRoute(s.launcher, s.log)),
 	}
 }
 
@@ -107,6 +111,8 @@ func (s *server) healthLocked() guest.Health {
 		Kernel:  kernelRelease(),
 		BootID:  strings.TrimSpace(string(bootID)),
 		Init:    s.init,
+
+		Sessions: int(s.sessions.open.Load()),
 	}
 }
 
@@ -139,7 +145,7 @@ func (s *server) putIdentity(doc guest.Identity) (guest.Health, error) {
 		s.phase = guest.PhaseReady
 	}
 	s.commands = commands
-	go ssh.serve(s.ssh)
+	go ssh.serve(s.sessions.listener(s.ssh))
 	return s.healthLocked(), nil
 }
 
@@ -191,7 +197,7 @@ func (s *server) settle(doc guest.Identity) (init string, entered bool, err erro
 	if err := s.spawner.protect(); err != nil {
 		s.log.Warn(err.Error())
 	}
-	go s.growVolumes(doc.Mounts)
+	s.watchVolumes(doc.Mounts)
 	return init, true, nil
 }
 

@@ -64,7 +64,7 @@ func (s *Server) launch(ctx context.Context, r helper.LaunchRequest) (out helper
 	if err := s.readyToLaunch(ctx, r.ID); err != nil {
 		return out, err
 	}
-	disk, err := attachedDisk(r.ID)
+	disks, err := attached(r.ID)
 	if err != nil {
 		return out, err
 	}
@@ -79,14 +79,14 @@ func (s *Server) launch(ctx context.Context, r helper.LaunchRequest) (out helper
 		if err := s.places.forgetExit(r.ID); err != nil {
 			return err
 		}
-		err := s.places.stageJail(r, slot.UID, disk.dev)
+		err := s.places.stageJail(r, slot.UID, disks)
 		// A jail that was there before is not ours to remove.
 		staged = !errors.Is(err, errJailExists)
 		return err
 	}); err != nil {
 		return out, err
 	}
-	if err := s.startVMM(ctx, r, slot.UID, disk.dev); err != nil {
+	if err := s.startVMM(ctx, r, slot.UID, disks); err != nil {
 		return out, err
 	}
 	if err := s.places.locked(r.ID, func() error {
@@ -119,7 +119,7 @@ func (s *Server) readyToLaunch(ctx context.Context, id string) error {
 }
 
 // startVMM makes the namespace, starts the unit and waits for its API socket.
-func (s *Server) startVMM(ctx context.Context, r helper.LaunchRequest, uid int, disk uint64) error {
+func (s *Server) startVMM(ctx context.Context, r helper.LaunchRequest, uid int, disks []device) error {
 	run := filepath.Dir(s.places.jailRoot(r.ID) + paths.JailAPI)
 	sockets, err := watchDir(run, unix.IN_CREATE|unix.IN_MOVED_TO)
 	if err != nil {
@@ -135,7 +135,7 @@ func (s *Server) startVMM(ctx context.Context, r helper.LaunchRequest, uid int, 
 		return err
 	}
 	defer w.close()
-	if err := s.units.start(ctx, s.vmUnit(r, uid, disk, netns)); err != nil {
+	if err := s.units.start(ctx, r.ID, s.vmUnit(r, uid, disks, netns).properties()); err != nil {
 		return err
 	}
 
@@ -188,7 +188,7 @@ func (s *Server) awaitListen(ctx context.Context, id string, uid int) error {
 	}
 }
 
-func (s *Server) vmUnit(r helper.LaunchRequest, uid int, disk uint64, netns string) vmUnit {
+func (s *Server) vmUnit(r helper.LaunchRequest, uid int, disks []device, netns string) vmUnit {
 	number := strconv.Itoa(uid)
 	return vmUnit{
 		id:  r.ID,
@@ -197,7 +197,7 @@ func (s *Server) vmUnit(r helper.LaunchRequest, uid int, disk uint64, netns stri
 			"--uid", number, "--gid", number, "--new-pid-ns",
 			"--chroot-base-dir", filepath.Dir(s.places.Jails), "--", "--api-sock", paths.JailAPI},
 		netns: netns,
-		disk:  fmt.Sprintf("%d:%d", unix.Major(disk), unix.Minor(disk)),
+		disks: disks,
 		// Beside the guest's own: Firecracker, page tables, device queues, and
 		// some page cache for its disk.
 		memory: uint64(r.MemoryMiB+r.MemoryMiB/32+128) << 20,
@@ -228,7 +228,7 @@ func (s *Server) endedEarly(ctx context.Context, id string, w unitWatch) error {
 func (s *Server) undoLaunch(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, stopTime)
 	defer cancel()
-	err := errors.Join(s.stopUnit(ctx, id), s.dropNetNS(id))
+	err := errors.Join(stopUnit(ctx, s.units, id), s.dropNetNS(id))
 	if err != nil { // a jail is not taken away from under a VMM
 		return fmt.Errorf("cannot undo launch: %w", err)
 	}
@@ -272,24 +272,24 @@ func (s *Server) handover(ctx context.Context, r helper.VMRequest) (helper.Empty
 func (s *Server) kill(ctx context.Context, r helper.VMRequest) (helper.Empty, error) {
 	ctx, cancel := context.WithTimeout(ctx, stopTime)
 	defer cancel()
-	return helper.Empty{}, s.stopUnit(ctx, r.ID)
+	return helper.Empty{}, stopUnit(ctx, s.units, r.ID)
 }
 
-func (s *Server) stopUnit(ctx context.Context, id string) error {
-	w, err := s.units.watch(ctx, id)
+func stopUnit(ctx context.Context, u units, id string) error {
+	w, err := u.watch(ctx, id)
 	if err != nil {
 		return err
 	}
 	defer w.close()
-	p, err := s.units.phase(ctx, id)
+	p, err := u.phase(ctx, id)
 	if err != nil || p.over() {
 		return err
 	}
-	if err := s.units.stop(ctx, id); err != nil {
+	if err := u.stop(ctx, id); err != nil {
 		return err
 	}
 	if _, err := w.await(ctx, phase.over, nil); err != nil {
-		return fmt.Errorf("cannot wait for the end of %s: %w", unitName(id), err)
+		return fmt.Errorf("cannot wait for the end of the unit of VM %s: %w", id, err)
 	}
 	return nil
 }

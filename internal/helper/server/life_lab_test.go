@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -40,6 +41,13 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 		c.Close()
+		os.Exit(0)
+	}
+	if r := os.Getenv(asVictim); r != "" {
+		if err := beVictim(r); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
 		os.Exit(0)
 	}
 	os.Exit(m.Run())
@@ -79,7 +87,7 @@ type life struct {
 	pid    int
 }
 
-var labSystemd systemd
+var labSystemd, labChecks = newSystemd()
 
 // sudden is how long the remains of a VMM may stay. On an idle host it takes a
 // quarter of a second, and a loop goes when udev too has closed it; the lab is
@@ -182,8 +190,10 @@ func (l *life) configure() {
 
 // left lists what exists of the VM.
 func (l *life) left() (out []string) {
-	if _, err := attachedDisk(l.id); err == nil {
-		out = append(out, "dm")
+	for _, d := range disksOf(l.id) {
+		if _, err := l.dm().status(d.name()); !errors.Is(err, fs.ErrNotExist) {
+			out = append(out, fmt.Sprint(d.role, err))
+		}
 	}
 	entries, _ := os.ReadDir("/sys/block")
 	for _, e := range entries {
@@ -197,6 +207,9 @@ func (l *life) left() (out []string) {
 	}
 	if p, err := labSystemd.phase(context.Background(), l.id); err != nil || p != unitGone {
 		out = append(out, fmt.Sprint("unit ", p, err))
+	}
+	if p, err := labChecks.phase(context.Background(), l.id); err != nil || p != unitGone {
+		out = append(out, fmt.Sprint("check ", p, err))
 	}
 	if raw, err := os.ReadFile("/proc/self/mountinfo"); err != nil || strings.Contains(string(raw), l.id) {
 		out = append(out, "mount")

@@ -90,8 +90,6 @@ func checkID(id string) error {
 }
 
 func unitName(id string) string { return "banger-vm-" + id + ".service" }
-func diskName(id string) string { return "fc-rootfs-" + id }
-func diskUUID(id string) string { return "BANGER-rootfs-" + id }
 
 func (p Places) jail(id string) string { return filepath.Join(p.Jails, id) }
 

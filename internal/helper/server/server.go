@@ -38,6 +38,7 @@ type Server struct {
 	slots    registry
 	gates    gates
 	units    units
+	checks   checkUnits
 	blobTurn chan struct{} // held while a blob is stored
 	pid      int
 
@@ -53,11 +54,13 @@ func New(record installed.Record, p Places) (*Server, error) {
 	if err := p.make(); err != nil {
 		return nil, err
 	}
+	vms, checks := newSystemd()
 	return &Server{
 		record:   record,
 		places:   p,
 		slots:    registry{places: p, base: record.UIDBase, count: record.UIDCount},
-		units:    &systemd{},
+		units:    vms,
+		checks:   checks,
 		blobTurn: make(chan struct{}, 1),
 		pid:      os.Getpid(),
 		netns:    map[string]*os.File{},

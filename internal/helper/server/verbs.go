@@ -26,6 +26,8 @@ func (s *Server) Handler() http.Handler {
 	verb(mux, "vm.reserve", func(r helper.ReserveRequest) string { return r.ID }, s.reserve)
 	verb(mux, "vm.release", byVM, s.release)
 	verb(mux, "vm.attach", func(r helper.AttachRequest) string { return r.ID }, s.attach)
+	verb(mux, "vm.grow", func(r helper.GrowRequest) string { return r.ID }, s.grow)
+	verb(mux, "vm.fsck", func(r helper.FsckRequest) string { return r.ID }, s.fsck)
 	verb(mux, "vm.launch", func(r helper.LaunchRequest) string { return r.ID }, s.launch)
 	verb(mux, "vm.handover", byVM, s.handover)
 	verb(mux, "vm.kill", byVM, s.kill)
