@@ -109,7 +109,7 @@ func TestAnswersOfTheAgentAreMadePrintable(t *testing.T) {
 	}
 	want := Health{Phase: PhaseReady, Version: "v1[2J", Kernel: "6.1", Init: "/sbin/init"}
 	if h != want {
-		t.Errorf("got %+q, want %+q", h, want)
+		t.Errorf("got %+v, want %+v", h, want)
 	}
 }
 

@@ -36,7 +36,7 @@ func (s *server) watchVolumes(mounts []guest.Mount) {
 	go func() {
 		err := onResize(func(disk string) {
 			if m, ok := byName[disk]; ok {
-				if err := growMounted(m); err != nil {
+				if err := s.growMounted(m); err != nil {
 					s.log.Warn(err.Error())
 				}
 			}
@@ -54,7 +54,7 @@ func (s *server) postGrow(g guest.Grow) (struct{}, error) {
 	}
 	m := s.growing[i]
 	s.mu.Unlock()
-	return struct{}{}, growMounted(m)
+	return struct{}{}, s.growMounted(m)
 }
 
 // onResize calls f for each disk that changes its size. It returns when it
@@ -109,7 +109,9 @@ func resizedDisk(event []byte) string {
 
 // growMounted grows the filesystem if it is still mounted where it was. It is
 // not kept open for that, since it could not be unmounted then.
-func growMounted(m guest.Mount) error {
+func (s *server) growMounted(m guest.Mount) error {
+	s.resizing.Lock() // the kernel does one resize at a time
+	defer s.resizing.Unlock()
 	at, err := unix.Open(m.Path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("cannot grow the filesystem at %s: %w", m.Path, err)

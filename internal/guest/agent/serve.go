@@ -38,6 +38,7 @@ type server struct {
 	link               int // to pid 1
 	spawner            *spawner
 	startOnce, endOnce sync.Once
+	resizing           sync.Mutex
 	sessions           sessions
 	intent             *intent
 	signalled          *pid1Signals // nil where the init needs no such help
