@@ -55,6 +55,9 @@ func serving(t *testing.T, s *Server) netip.AddrPort {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if _, err := newPacketReader(p, s.Bridge); err != nil { // as systemd has it, before the first packet comes
+		t.Fatal(err)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- s.Serve(ctx, []net.PacketConn{p}, []net.Listener{l}) }()
