@@ -16,6 +16,8 @@ const (
 	StateStopping State = "stopping"
 	StateStopped  State = "stopped"
 	StateFailed   State = "failed"
+	// StateDeleted is told by an Event; no VM has it.
+	StateDeleted State = "deleted"
 )
 
 // VM is one virtual machine.
@@ -38,6 +40,8 @@ type VM struct {
 	Restart   Restart `json:"restart,omitempty"`
 	// IdleStopSeconds stops the VM when nobody used it for so long; 0 = never.
 	IdleStopSeconds int `json:"idle_stop_seconds,omitempty"`
+	// Ephemeral: it is deleted when nobody holds its lease any more.
+	Ephemeral bool `json:"ephemeral,omitempty"`
 	// Stale names what was changed and holds only after a restart.
 	Stale     []string  `json:"stale,omitempty"`
 	CreatedAt time.Time `json:"created_at"`
@@ -93,6 +97,9 @@ type VMSpec struct {
 	IdleStopSeconds *int    `json:"idle_stop_seconds,omitempty"`
 	// NoStart only creates the record.
 	NoStart bool `json:"no_start,omitempty"`
+	// Ephemeral has the VM deleted, running or not, once the connections that
+	// hold its lease (POST /v1/vms/REF/lease) are gone.
+	Ephemeral bool `json:"ephemeral,omitempty"`
 }
 
 // VMChange is PATCH /v1/vms/REF; what is absent stays. VM.Stale tells
@@ -144,14 +151,50 @@ type Port struct {
 	Process  string `json:"process,omitempty"`
 }
 
-// Event is a change of a VM's state.
+// Event tells of a VM. Seq grows by one from event to event, also across a
+// restart of bangerd by a leap; those of a snapshot share the number from which
+// to go on.
 type Event struct {
-	Seq    int64     `json:"seq" doc:"grows; a gap means that events were missed"`
+	Seq    int64     `json:"seq"`
+	Kind   EventKind `json:"kind" enum:"state,renamed,changed,snapshot,missed"`
 	At     time.Time `json:"at"`
-	ID     string    `json:"id"`
-	Name   string    `json:"name"`
-	State  State     `json:"state" doc:"deleted is told as such"`
+	ID     string    `json:"id,omitempty"`
+	Name   string    `json:"name,omitempty"`
+	State  State     `json:"state,omitempty" doc:"as it is now; deleted is told as such"`
 	Reason string    `json:"reason,omitempty"`
+}
+
+// EventKind says what an Event tells.
+type EventKind string
+
+// Kinds of events.
+const (
+	EventState   EventKind = "state"   // the VM was made, deleted, or is in another state
+	EventRenamed EventKind = "renamed" // Name is the new one
+	EventChanged EventKind = "changed" // other settings
+	// EventSnapshot tells how a VM is at this moment; nothing has happened.
+	EventSnapshot EventKind = "snapshot"
+	// EventMissed names no VM: events before this one are no longer known. A
+	// snapshot of all VMs follows.
+	EventMissed EventKind = "missed"
+)
+
+// PruneRequest asks for the removal of VMs that do not run: those that are
+// stopped, failed or created.
+type PruneRequest struct {
+	// OlderThanSeconds spares VMs that were made or started since then.
+	OlderThanSeconds int `json:"older_than_seconds,omitempty" minimum:"0"`
+	// Only lists the ids that may be deleted; absent: all.
+	Only []string `json:"only,omitempty"`
+	// DryRun only tells which.
+	DryRun bool `json:"dry_run,omitempty"`
+}
+
+// Pruned is the answer: which VMs, and for each the operation that deletes it
+// unless it was a dry run.
+type Pruned struct {
+	VMs        []VM        `json:"vms"`
+	Operations []Operation `json:"operations,omitempty"`
 }
 
 // Image is an imported root filesystem.
@@ -205,7 +248,7 @@ type Operation struct {
 	Status OperationStatus `json:"status"`
 	Stages []Stage         `json:"stages"`
 	Error  *Problem        `json:"error,omitempty"`
-	VM     *VM             `json:"vm,omitempty" doc:"the VM as it is after a vm operation"`
+	VM     *VM             `json:"vm,omitempty" doc:"the VM of a vm operation, as it was at its begin and then as it is at its end"`
 	Begun  time.Time       `json:"begun"`
 	Ended  time.Time       `json:"ended,omitzero"`
 }

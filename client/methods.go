@@ -48,11 +48,50 @@ func (c *Client) StartVM(ctx context.Context, ref string) (api.Operation, error)
 // StopVM asks the guest to end and kills it after timeout; 0 means the
 // daemon's default.
 func (c *Client) StopVM(ctx context.Context, ref string, timeout time.Duration) (api.Operation, error) {
-	path := vmPath(ref, "/stop")
-	if timeout > 0 {
-		path += "?timeout=" + strconv.Itoa(int(math.Ceil(timeout.Seconds())))
+	return call[api.Operation](ctx, c, http.MethodPost, vmPath(ref, "/stop"+timeoutQuery(timeout)), nil)
+}
+
+func timeoutQuery(timeout time.Duration) string {
+	if timeout <= 0 {
+		return ""
 	}
-	return call[api.Operation](ctx, c, http.MethodPost, path, nil)
+	return "?timeout=" + strconv.Itoa(int(math.Ceil(timeout.Seconds())))
+}
+
+// RestartVM stops a VM as StopVM does and starts it again.
+func (c *Client) RestartVM(ctx context.Context, ref string, timeout time.Duration) (api.Operation, error) {
+	return call[api.Operation](ctx, c, http.MethodPost, vmPath(ref, "/restart"+timeoutQuery(timeout)), nil)
+}
+
+// PauseVM halts a VM that runs.
+func (c *Client) PauseVM(ctx context.Context, ref string) (api.Operation, error) {
+	return call[api.Operation](ctx, c, http.MethodPost, vmPath(ref, "/pause"), nil)
+}
+
+// ResumeVM lets a paused VM go on.
+func (c *Client) ResumeVM(ctx context.Context, ref string) (api.Operation, error) {
+	return call[api.Operation](ctx, c, http.MethodPost, vmPath(ref, "/resume"), nil)
+}
+
+// ChangeVM gives a VM other settings and returns it as it is then; VM.Stale
+// names what holds only after a restart.
+func (c *Client) ChangeVM(ctx context.Context, ref string, change api.VMChange) (api.VM, error) {
+	return call[api.VM](ctx, c, http.MethodPatch, vmPath(ref, ""), change)
+}
+
+// PruneVMs deletes VMs that do not run, or tells which it would delete.
+func (c *Client) PruneVMs(ctx context.Context, r api.PruneRequest) (api.Pruned, error) {
+	return call[api.Pruned](ctx, c, http.MethodPost, "/v1/vms/prune", r)
+}
+
+// Health asks a guest's agent how it is.
+func (c *Client) Health(ctx context.Context, ref string) (api.Health, error) {
+	return call[api.Health](ctx, c, http.MethodGet, vmPath(ref, "/health"), nil)
+}
+
+// Ports lists what listens in a guest.
+func (c *Client) Ports(ctx context.Context, ref string) ([]api.Port, error) {
+	return call[[]api.Port](ctx, c, http.MethodGet, vmPath(ref, "/ports"), nil)
 }
 
 // KillVM ends a VM at once.

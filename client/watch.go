@@ -70,46 +70,90 @@ func Ended(op api.Operation) bool {
 
 // watchOnce reads one stream to its end. progress: at least one event came.
 func (c *Client) watchOnce(ctx context.Context, id string, seen func(api.Operation)) (op api.Operation, progress bool, err error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+operationPath(id, "/events"), nil)
+	err = readEvents(ctx, c, operationPath(id, "/events"), func(next api.Operation) error {
+		op, progress = next, true
+		if seen != nil {
+			seen(op)
+		}
+		if Ended(op) {
+			return errEnough
+		}
+		return nil
+	})
+	return op, progress, err
+}
+
+// errEnough ends the reading of events without an error.
+var errEnough = errors.New("enough")
+
+// readEvents calls tell with each server-sent event at path until the stream
+// ends or tell fails. The event "problem" is the error with which it ended.
+func readEvents[T any](ctx context.Context, c *Client, path string, tell func(T) error) error {
+	resp, err := c.open(ctx, path, "text/event-stream")
 	if err != nil {
-		return op, false, err
-	}
-	req.Header.Set("Accept", "text/event-stream")
-	resp, err := c.http.Do(req)
-	if err != nil {
-		return op, false, c.explain(ctx, err)
+		return err
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		err := jsonhttp.DecodeAnswer(resp, nil)
-		if err == nil {
-			err = api.Internal("bangerd answered %s instead of events", resp.Status)
-		}
-		return op, false, c.explain(ctx, err)
-	}
 	lines := bufio.NewScanner(resp.Body)
 	lines.Buffer(make([]byte, 0, 16<<10), maxEvent)
 	var data []byte
+	kind := ""
 	for lines.Scan() {
 		line := lines.Bytes()
 		if rest, ok := bytes.CutPrefix(line, []byte("data:")); ok {
 			data = append(append(data, bytes.TrimPrefix(rest, []byte(" "))...), '\n')
 			continue
 		}
-		if len(line) > 0 || len(data) == 0 { // id:, event:, comments; keep-alive
+		if rest, ok := bytes.CutPrefix(line, []byte("event:")); ok {
+			kind = string(bytes.TrimSpace(rest))
 			continue
 		}
-		next := api.Operation{}
-		if err := json.Unmarshal(data, &next); err != nil {
-			return op, progress, fmt.Errorf("cannot read an event: %w", err)
+		if len(line) > 0 || len(data) == 0 { // id:, comments; keep-alive
+			continue
 		}
-		op, progress, data = next, true, data[:0]
-		if seen != nil {
-			seen(op)
+		if err := tellEvent(kind, data, tell); errors.Is(err, errEnough) {
+			return nil
+		} else if err != nil {
+			return err
 		}
-		if Ended(op) {
-			return op, true, nil
-		}
+		kind, data = "", data[:0]
 	}
-	return op, progress, lines.Err()
+	return lines.Err()
+}
+
+func tellEvent[T any](kind string, data []byte, tell func(T) error) error {
+	if kind == "problem" {
+		p := &api.Problem{}
+		if err := json.Unmarshal(data, p); err != nil {
+			return fmt.Errorf("cannot read an event: %w", err)
+		}
+		return p
+	}
+	var next T
+	if err := json.Unmarshal(data, &next); err != nil {
+		return fmt.Errorf("cannot read an event: %w", err)
+	}
+	return tell(next)
+}
+
+// open begins to read an answer of any length.
+func (c *Client) open(ctx context.Context, path, accept string) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Accept", accept)
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, c.explain(ctx, err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		defer resp.Body.Close()
+		err := jsonhttp.DecodeAnswer(resp, nil)
+		if err == nil {
+			err = api.Internal("bangerd answered %s", resp.Status)
+		}
+		return nil, c.explain(ctx, err)
+	}
+	return resp, nil
 }

@@ -6,8 +6,11 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
+	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -68,6 +71,8 @@ The common case: run a command in a fresh VM and have it removed afterwards.
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Version:       version.Version,
+		Args:          noSuchCommand,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetVersionTemplate("banger {{.Version}}\n")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usage(cmd, "%v", err) })
@@ -75,7 +80,7 @@ The common case: run a command in a fresh VM and have it removed afterwards.
 	flags.StringVarP(&a.host, "host", "H", "", "where bangerd is: local, machine[:NAME], unix://PATH, ssh://[USER@]HOST (default $BANGER_HOST)")
 	flags.BoolVarP(&a.verbose, "verbose", "v", false, "say on stderr what happens")
 	root.AddCommand(
-		a.vmCommand(), a.psCommand(), a.imageCommand(), a.kernelCommand(),
+		a.vmCommand(), a.psCommand(), a.imageCommand(), a.kernelCommand(), a.operationCommand(),
 		a.machineCommand(), a.systemCommand(),
 		a.doctorCommand(), a.versionCommand(), a.dialStdioCommand(),
 	)
@@ -84,14 +89,25 @@ The common case: run a command in a fresh VM and have it removed afterwards.
 
 // group is a command that only holds others.
 func group(use, short, long string, children ...*cobra.Command) *cobra.Command {
-	g := &cobra.Command{Use: use, Short: short, Long: long, Args: func(cmd *cobra.Command, args []string) error {
-		if len(args) > 0 {
-			return usage(cmd, "unknown command %q for %q", args[0], cmd.CommandPath())
-		}
-		return nil
-	}, RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
+	g := &cobra.Command{Use: use, Short: short, Long: long, Args: noSuchCommand,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
 	g.AddCommand(children...)
 	return g
+}
+
+// noSuchCommand refuses words where a command was expected, and guesses which.
+func noSuchCommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	if cmd.SuggestionsMinimumDistance == 0 {
+		cmd.SuggestionsMinimumDistance = 2
+	}
+	text := fmt.Sprintf("unknown command %q for %q", args[0], cmd.CommandPath())
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		return &usageError{text, "did you mean " + cmd.CommandPath() + " " + strings.Join(near, " or ") + "?"}
+	}
+	return &usageError{text, "see " + cmd.CommandPath() + " --help"}
 }
 
 // jsonFlag gives a command --json.
@@ -149,8 +165,13 @@ func (a *App) exitCode(cmd *cobra.Command, err error) int {
 		s, cancelled = errors.AsType[signalError](context.Cause(a.signals.ctx))
 	}
 	if cancelled {
-		a.talk.note("cancelled")
+		if cmd == nil || cmd.Annotations[endsBySignal] == "" {
+			a.talk.note("cancelled")
+		}
 		return 128 + int(s.sig)
+	}
+	if errors.Is(err, syscall.EPIPE) { // whoever read us has seen enough
+		return 128 + int(syscall.SIGPIPE)
 	}
 	a.talk.fail(err)
 	_, wrongUse := errors.AsType[*usageError](err)
@@ -165,3 +186,6 @@ func (a *App) exitCode(cmd *cobra.Command, err error) int {
 
 // passesExitCode marks the commands whose exit code is a guest command's.
 const passesExitCode = "passes-exit-code"
+
+// endsBySignal marks the commands that go on until somebody ends them.
+const endsBySignal = "ends-by-signal"

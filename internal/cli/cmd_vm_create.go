@@ -17,7 +17,8 @@ func (a *App) vmCreateCommand() *cobra.Command {
 		Use: "create [flags]", Short: "Make a VM and start it, without running anything in it",
 		Long: "Prints the name of the new VM. With --no-start only its record is made.",
 		Example: `  banger vm create --name box
-  banger vm create --name box --memory 2G --no-start`,
+  banger vm create --name box --memory 2G --no-start
+  banger vm create --name web --disk 20G --nat --autostart --restart on-failure`,
 		Args: args(0, 0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			vm, err := spec.spec(cmd)
@@ -38,12 +39,12 @@ func (a *App) vmCreateCommand() *cobra.Command {
 	return cmd
 }
 
-// parseMiB reads a size of memory: 512M, 1G, 1GiB; a bare number is MiB.
+// parseMiB reads a size: 512M, 1G, 1GiB; a bare number is MiB.
 func parseMiB(s string) (int, error) {
 	s = strings.TrimSpace(s)
 	if n, err := strconv.Atoi(s); err == nil {
 		if n < 1 || n > math.MaxInt32 {
-			return 0, fmt.Errorf("%q is no size of memory", s)
+			return 0, fmt.Errorf("%q is no size", s)
 		}
 		return n, nil
 	}
@@ -54,7 +55,7 @@ func parseMiB(s string) (int, error) {
 	case n < 1<<20 || n%(1<<20) != 0:
 		return 0, fmt.Errorf("%q is not a whole number of MiB", s)
 	case n>>20 > math.MaxInt32:
-		return 0, fmt.Errorf("%q is no size of memory", s)
+		return 0, fmt.Errorf("%q is no size", s)
 	}
 	return int(n >> 20), nil
 }

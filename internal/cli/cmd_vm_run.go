@@ -127,49 +127,38 @@ func (r *run) detached(ctx context.Context, spec api.VMSpec) error {
 // start makes the VM and waits until it runs. What it leaves behind on failure
 // is nothing with --rm or after a cancellation, else the failed VM to look at.
 func (r *run) start(ctx context.Context, spec api.VMSpec) (api.VM, error) {
+	spec.Ephemeral = r.rm
 	// Not with ctx: once the daemon may have heard us we must learn what we own.
 	accept, done := context.WithTimeout(r.app.signals.hard, acceptTime)
 	op, err := r.client.CreateVM(accept, spec)
 	done()
+	if err == nil && op.VM == nil {
+		err = api.Internal("bangerd did not say which VM it made")
+	}
 	if err != nil {
 		return api.VM{}, fmt.Errorf("cannot create a VM: %w", err)
 	}
-	ended, err := r.app.follow(ctx, r.client, op)
-	if err == nil && ended.VM == nil {
-		err = api.Internal("bangerd did not say which VM it made")
+	made := *op.VM
+	if r.rm {
+		r.hold(made.ID)
 	}
+	ended, err := r.app.follow(ctx, r.client, op)
 	if err == nil {
 		return *ended.VM, nil
 	}
 	if ctx.Err() != nil || r.rm {
-		r.removeOf(op, ended)
+		r.remove(made.ID)
 	}
-	return api.VM{}, fmt.Errorf("cannot start %s: %w", op.Target, err)
+	return api.VM{}, fmt.Errorf("cannot start %s: %w", made.Name, err)
 }
 
-// removeOf deletes the VM a failed operation made. When the operation does not
-// say, the VM of that name may be another's: one older than the operation, or
-// any after a conflict, is left alone.
-func (r *run) removeOf(begun, ended api.Operation) {
-	if ended.VM != nil {
-		r.remove(ended.VM.ID)
-		return
-	}
-	if ended.Error != nil && ended.Error.Code == api.CodeConflict {
-		return
-	}
-	ctx, done := r.app.cleanup()
-	defer done()
-	vm, err := r.client.VM(ctx, begun.Target)
-	if err != nil {
-		if !isNotFound(err) {
-			r.app.talk.fail(fmt.Errorf("cannot look for %s: %w", begun.Target, err))
-		}
-		return
-	}
-	if vm.Name == begun.Target && !vm.CreatedAt.Before(begun.Begun) {
-		r.remove(vm.ID)
-	}
+// hold takes the lease of the VM until this process ends, however it does: then
+// the daemon deletes the VM if we have not.
+func (r *run) hold(id string) {
+	go func() {
+		// It ends early only for a VM that is gone, and that we are about to see.
+		_ = r.client.HoldLease(context.Background(), id)
+	}()
 }
 
 // remove deletes the VM, also when the person has cancelled, and reports
@@ -198,41 +187,28 @@ func isNotFound(err error) bool {
 
 // specFlags describe a VM.
 type specFlags struct {
-	name, image, kernel, memory string
-	vcpu                        int
+	settingFlags
+	name string
 }
 
 func (a *App) specFlags(cmd *cobra.Command, s *specFlags) {
-	f := cmd.Flags()
-	f.StringVar(&s.name, "name", "", "name of the VM (default: made up)")
-	f.StringVar(&s.image, "image", "", "image of its root disk (default: the configured one)")
-	f.StringVar(&s.kernel, "kernel", "", "guest kernel (default: the configured one)")
-	f.IntVar(&s.vcpu, "vcpu", 0, "number of virtual CPUs (default: the configured one)")
-	f.StringVar(&s.memory, "memory", "", "memory, e.g. 512M, 2G or a number of MiB (default: the configured one)")
-	complete(cmd, "image", a.completeImages)
-	complete(cmd, "kernel", a.completeKernels)
-	for _, free := range []string{"name", "vcpu", "memory"} {
-		complete(cmd, free, cobra.NoFileCompletions)
-	}
+	cmd.Flags().StringVar(&s.name, "name", "", "name of the VM (default: made up)")
+	complete(cmd, "name", cobra.NoFileCompletions)
+	a.settingFlags(cmd, &s.settingFlags, " (default: the configured one)")
 }
 
 func (s *specFlags) spec(cmd *cobra.Command) (api.VMSpec, error) {
-	spec := api.VMSpec{Name: s.name, Image: s.image, Kernel: s.kernel}
 	if cmd.Flags().Changed("name") && !guest.ValidName(s.name) {
-		return spec, badName(s.name)
+		return api.VMSpec{}, badName(s.name)
 	}
-	if cmd.Flags().Changed("vcpu") {
-		if s.vcpu < 1 {
-			return spec, usage(cmd, "--vcpu is %d, and must be at least 1", s.vcpu)
-		}
-		spec.VCPU = &s.vcpu
+	c, err := s.change(cmd)
+	if err != nil {
+		return api.VMSpec{}, err
 	}
-	if cmd.Flags().Changed("memory") {
-		n, err := parseMiB(s.memory)
-		if err != nil {
-			return spec, usage(cmd, "--memory %s", err)
-		}
-		spec.MemoryMiB = &n
+	spec := api.VMSpec{Name: s.name, Image: s.image, Kernel: s.kernel, VCPU: c.VCPU, MemoryMiB: c.MemoryMiB, DiskBytes: c.DiskBytes,
+		NAT: c.NAT, Network: s.network, Autostart: s.autostart, IdleStopSeconds: c.IdleStopSeconds}
+	if c.Restart != nil {
+		spec.Restart = *c.Restart
 	}
 	return spec, nil
 }

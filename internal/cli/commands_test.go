@@ -51,7 +51,7 @@ func TestWrongUse(t *testing.T) {
 		"vm stop":                         {2, "at least one VM"},
 		"vm show a b":                     {2, "no more"},
 		"vm frobnicate":                   {2, "unknown command"},
-		"frobnicate":                      {1, "unknown command"},
+		"frobnicate":                      {2, "unknown command"},
 		"image import ../x -":             {2, "cannot be a name"},
 		"kernel import x":                 {2, "--from is missing"},
 		"--host ftp://x vm list":          {1, "as a host"},
@@ -93,7 +93,7 @@ func TestListAndShow(t *testing.T) {
 	}
 	d.running("box")
 	got := d.banger(nil, "ps")
-	if !strings.HasPrefix(got.out, "NAME  ID            STATE    IMAGE   KERNEL  VCPU  MEMORY  CREATED\nbox   0123456789ab  running  debian  host    2     512MiB  ") {
+	if !strings.HasPrefix(got.out, "NAME  ID            STATE    IMAGE   KERNEL  VCPU  MEMORY  ADDRESS  CREATED\nbox   0123456789ab  running  debian  host    2     512MiB  -        ") {
 		t.Errorf("got %+v", got)
 	}
 	got = d.banger(nil, "vm", "show", "box")

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -33,7 +34,7 @@ func (a *App) names(given []string, list func(context.Context, *client.Client) [
 }
 
 func (a *App) completeVMs(cmd *cobra.Command, given []string, _ string) ([]string, cobra.ShellCompDirective) {
-	if len(given) > 0 && cmd.Name() != "start" && cmd.Name() != "stop" && cmd.Name() != "kill" && cmd.Name() != "delete" {
+	if len(given) > 0 && !strings.Contains(cmd.Use, "NAME...") { // takes one
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
 	return a.names(given, func(ctx context.Context, c *client.Client) (out []string) {
@@ -63,4 +64,22 @@ func (a *App) completeKernels(_ *cobra.Command, given []string, _ string) ([]str
 		}
 		return out
 	})
+}
+
+func (a *App) completeOperations(cmd *cobra.Command, given []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(given) > 0 && !strings.Contains(cmd.Use, "ID...") {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return a.names(given, func(ctx context.Context, c *client.Client) (out []string) {
+		ops, _ := c.Operations(ctx) // nothing to offer then
+		for _, op := range ops {
+			out = append(out, op.ID+"\t"+op.Kind+" "+op.Target)
+		}
+		return out
+	})
+}
+
+// completePolicies offers what --restart takes.
+func completePolicies(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+	return policies, cobra.ShellCompDirectiveNoFileComp
 }

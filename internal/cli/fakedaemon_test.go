@@ -39,6 +39,8 @@ type fakeDaemon struct {
 	hang      chan struct{} // starts wait for it, or for being cancelled
 	apiHeader string
 	noFD      bool
+	leases    []string       // ids of VMs, once for each holder
+	changes   []api.VMChange // of all VMs
 }
 
 type fakeOp struct {
@@ -47,7 +49,7 @@ type fakeOp struct {
 	done   chan struct{}
 }
 
-// vmID is the id of every VM of a fakeDaemon.
+// vmID is the id of every VM of a fakeDaemon that was there from the start.
 const vmID = "0123456789ab"
 
 func newFakeDaemon(t testing.TB) *fakeDaemon {
@@ -89,6 +91,8 @@ func (d *fakeDaemon) routes() http.Handler {
 	mux.HandleFunc("DELETE /v1/vms/{ref}", d.deleteVM)
 	mux.HandleFunc("POST /v1/vms/{ref}/{verb}", d.changeVM)
 	mux.HandleFunc("POST /v1/vms/{ref}/dial", d.dial)
+	mux.HandleFunc("POST /v1/vms/{ref}/lease", d.lease)
+	d.watchRoutes(mux)
 	mux.HandleFunc("POST /v1/images", d.beginImport)
 	mux.HandleFunc("GET /v1/images", func(w http.ResponseWriter, _ *http.Request) { jsonhttp.Write(w, 200, []api.Image{}) })
 	mux.HandleFunc("PUT /v1/operations/{id}/input", d.input)
@@ -110,9 +114,17 @@ func (d *fakeDaemon) routes() http.Handler {
 
 // begin starts an operation whose work is f.
 func (d *fakeDaemon) begin(w http.ResponseWriter, kind, target string, f func(context.Context, *fakeOp) error) {
+	d.beginOn(w, kind, target, nil, f)
+}
+
+func (d *fakeDaemon) beginOn(w http.ResponseWriter, kind, target string, vm *api.VM, f func(context.Context, *fakeOp) error) {
+	if vm != nil {
+		first := *vm // f has its own
+		vm = &first
+	}
 	ctx, cancel := context.WithCancel(d.ctx)
 	d.mu.Lock()
-	op := &fakeOp{Operation: api.Operation{ID: fmt.Sprintf("op-%d", len(d.ops)+1), Kind: kind, Target: target,
+	op := &fakeOp{Operation: api.Operation{ID: fmt.Sprintf("op-%d", len(d.ops)+1), Kind: kind, Target: target, VM: vm,
 		Status: api.OperationRunning, Begun: time.Now(), Stages: []api.Stage{{Name: "boot_firecracker", Detail: "starting firecracker"}}},
 		cancel: cancel, done: make(chan struct{})}
 	d.ops[op.ID] = op
@@ -191,9 +203,19 @@ func (d *fakeDaemon) createVM(w http.ResponseWriter, r *http.Request) {
 		jsonhttp.WriteError(w, api.Conflict("name %s is taken", spec.Name).WithHint("choose another"))
 		return
 	}
-	d.begin(w, "vm.create", spec.Name, func(ctx context.Context, op *fakeOp) error {
-		vm := api.VM{ID: vmID, Name: spec.Name, State: api.StateStarting, Image: "debian", Kernel: "host", VCPU: 1, MemoryMiB: 512, CreatedAt: time.Now()}
-		d.put(vm)
+	d.mu.Lock()
+	id := fmt.Sprintf("%012d", len(d.ops)+1)
+	d.mu.Unlock()
+	vm := api.VM{ID: id, Name: spec.Name, State: api.StateStarting, Image: "debian", Kernel: "host", VCPU: 1, MemoryMiB: 512, CreatedAt: time.Now(),
+		Ephemeral: spec.Ephemeral, NAT: spec.NAT != nil && *spec.NAT, Network: spec.Network, Autostart: spec.Autostart, Restart: spec.Restart}
+	if spec.DiskBytes != nil {
+		vm.DiskBytes = *spec.DiskBytes
+	}
+	if spec.IdleStopSeconds != nil {
+		vm.IdleStopSeconds = *spec.IdleStopSeconds
+	}
+	d.put(vm)
+	d.beginOn(w, "vm.create", spec.Name, &vm, func(ctx context.Context, op *fakeOp) error {
 		if d.hang != nil {
 			select {
 			case <-d.hang:
@@ -250,7 +272,8 @@ func (d *fakeDaemon) changeVM(w http.ResponseWriter, r *http.Request) {
 		jsonhttp.WriteError(w, api.NotFound("there is no VM %s", r.PathValue("ref")))
 		return
 	}
-	to := map[string]api.State{"start": api.StateRunning, "stop": api.StateStopped, "kill": api.StateStopped}[r.PathValue("verb")]
+	to := map[string]api.State{"start": api.StateRunning, "stop": api.StateStopped, "kill": api.StateStopped,
+		"restart": api.StateRunning, "pause": api.StatePaused, "resume": api.StateRunning}[r.PathValue("verb")]
 	d.begin(w, "vm."+r.PathValue("verb"), vm.Name, func(context.Context, *fakeOp) error {
 		vm.State = to
 		d.put(vm)

@@ -90,7 +90,11 @@ var errStopped = errors.New("no more data wanted")
 func (a *App) deleteEach(cmd *cobra.Command, kind string, names []string, remove func(context.Context, string) error) error {
 	answers := []answer{}
 	for _, name := range unique(names) {
-		answers = append(answers, answered(name, api.Operation{}, remove(cmd.Context(), name)))
+		ans := changed(api.Operation{}, remove(cmd.Context(), name))
+		if ans.Ref = name; ans.err != nil {
+			ans.Error = problemOf(ans.err)
+		}
+		answers = append(answers, ans)
 	}
 	return a.tellEach(cmd.Context(), "deleting", kind+" ", answers)
 }

@@ -2,8 +2,6 @@ package daemon
 
 import (
 	"context"
-	"encoding/json"
-	"io"
 	"net/http"
 	"time"
 
@@ -43,44 +41,32 @@ func (d *Daemon) watchOperation(ctx context.Context, in *idInput) (*huma.StreamR
 	if err != nil {
 		return nil, statusError(err)
 	}
-	return &huma.StreamResponse{Body: func(h huma.Context) {
-		h.SetHeader("Content-Type", "text/event-stream")
-		h.SetHeader("Cache-Control", "no-store")
-		streamEvents(ctx, h.BodyWriter(), op)
-	}}, nil
+	// Not until the daemon ends: it ends the operations first, and who watches
+	// one sees that.
+	return stream(ctx, func(ctx context.Context, s *eventStream) error { return tellOperation(ctx, s, op) }), nil
 }
 
-// streamEvents writes the operation at each change until it is finished or the
+// tellOperation tells the operation at each change until it is finished or the
 // watcher has left.
-func streamEvents(ctx context.Context, w io.Writer, op *operation) {
+func tellOperation(ctx context.Context, s *eventStream, op *operation) error {
 	var last api.Operation
 	for {
-		s, changed := op.snapshot()
-		raw, err := json.Marshal(s)
-		if err != nil {
-			return
+		now, changed := op.snapshot()
+		if err := s.tell("operation", 0, now); err != nil || now.Status != api.OperationRunning {
+			return err
 		}
-		if _, err := w.Write([]byte("data: " + string(raw) + "\n\n")); err != nil {
-			return
-		}
-		if f, ok := w.(http.Flusher); ok {
-			f.Flush()
-		}
-		if s.Status != api.OperationRunning {
-			return
-		}
-		if len(s.Stages) == len(last.Stages) && len(s.Stages) > 0 { // only bytes moved
+		if len(now.Stages) == len(last.Stages) && len(now.Stages) > 0 { // only bytes moved
 			select {
 			case <-time.After(eventPause):
 			case <-ctx.Done():
-				return
+				return context.Cause(ctx)
 			}
 		}
-		last = s
+		last = now
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return
+			return context.Cause(ctx)
 		}
 	}
 }

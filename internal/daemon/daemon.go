@@ -35,13 +35,19 @@ type Daemon struct {
 	kernels *artifact.Kernels
 	vms     *vm.Manager
 	ops     *operations
+	leases  *leases
 	server  *http.Server
+	// ending ends the streams that have no end of their own.
+	ending context.Context
+	end    context.CancelCauseFunc
 }
 
 // Open makes a daemon of an installed banger and compares its records with the
 // host. It serves nothing yet.
 func Open(ctx context.Context, log *slog.Logger) (d *Daemon, err error) {
 	d = &Daemon{log: log, helper: helper.NewClient(paths.HelperSocket), ops: newOperations(log)}
+	d.ending, d.end = context.WithCancelCause(context.WithoutCancel(ctx))
+	d.leases = newLeases(d.abandoned)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.Close())
@@ -73,7 +79,10 @@ func Open(ctx context.Context, log *slog.Logger) (d *Daemon, err error) {
 		DefaultVCPU: d.config.VMDefaults.VCPU, DefaultMemory: d.config.VMDefaults.MemoryMiB,
 		StartTimeout: d.config.VMDefaults.StartTimeout,
 	})
-	return d, err
+	if err != nil {
+		return d, err
+	}
+	return d, d.expectLeases(ctx)
 }
 
 // Serve answers on l until the context ends, then lets the open requests
@@ -87,7 +96,9 @@ func (d *Daemon) Serve(ctx context.Context, l net.Listener) error {
 		return err
 	case <-ctx.Done():
 	}
-	d.ops.close() // first, so that watchers see the end of what they watch
+	d.leases.close() // those who hold one have not gone, we do
+	d.ops.close()    // so that watchers see the end of what they watch
+	d.end(vm.ErrEnding)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	if err := d.server.Shutdown(ctx); err != nil {
@@ -98,7 +109,9 @@ func (d *Daemon) Serve(ctx context.Context, l net.Listener) error {
 
 // Close ends what Open began. VMs go on.
 func (d *Daemon) Close() error {
+	d.leases.close()
 	d.ops.close()
+	d.end(vm.ErrEnding)
 	var errs []error
 	if d.vms != nil {
 		errs = append(errs, d.vms.Close())

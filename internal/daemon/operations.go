@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net/http"
 	"slices"
 	"sync"
 	"time"
@@ -16,8 +17,12 @@ import (
 	"banger/internal/vm"
 )
 
-// keepFinished is how many finished operations stay readable.
-const keepFinished = 512
+// A finished operation stays readable for keepTime, if it is one of the last
+// keepFinished, and not after bangerd's end.
+const (
+	keepFinished = 512
+	keepTime     = 24 * time.Hour
+)
 
 // inputWait is how long an import waits for its data to begin.
 const inputWait = time.Minute
@@ -60,10 +65,17 @@ type inputStream struct {
 // caller leaves; it is cancelled by DELETE and by the daemon's end.
 func (o *operations) begin(ctx context.Context, kind, target string, takesInput bool,
 	run func(context.Context, *operation) error) (*operation, error) {
+	return o.beginOn(ctx, kind, target, nil, takesInput, run)
+}
+
+// beginOn is begin for a change of a VM, which the operation shows from the
+// first answer on.
+func (o *operations) beginOn(ctx context.Context, kind, target string, v *api.VM, takesInput bool,
+	run func(context.Context, *operation) error) (*operation, error) {
 	var b [6]byte
 	_, _ = rand.Read(b[:]) // never fails, see crypto/rand
 	op := &operation{changed: make(chan struct{}), op: api.Operation{ID: "op-" + hex.EncodeToString(b[:]),
-		Kind: kind, Target: target, Status: api.OperationRunning, Stages: []api.Stage{}, Begun: time.Now().UTC()}}
+		Kind: kind, Target: target, VM: v, Status: api.OperationRunning, Stages: []api.Stage{}, Begun: time.Now().UTC()}}
 	if takesInput {
 		op.input = make(chan *inputStream)
 	}
@@ -95,14 +107,13 @@ func (o *operations) run(ctx context.Context, op *operation, run func(context.Co
 	op.cancel(nil)
 }
 
-// forget drops the oldest finished operations beyond keepFinished.
+// forget drops the finished operations that are too many or too old. It needs
+// o.mu.
 func (o *operations) forget() {
-	if len(o.order) <= keepFinished {
-		return
-	}
 	surplus := len(o.order) - keepFinished
 	o.order = slices.DeleteFunc(o.order, func(id string) bool {
-		if surplus == 0 || !o.byID[id].finished() {
+		s, _ := o.byID[id].snapshot()
+		if s.Status == api.OperationRunning || surplus <= 0 && time.Since(s.Ended) < keepTime {
 			return false
 		}
 		surplus--
@@ -118,12 +129,13 @@ func (o *operations) get(id string) (*operation, error) {
 		return op, nil
 	}
 	return nil, api.NotFound("there is no operation %q", id).
-		WithHint("the last %d are kept until bangerd restarts", keepFinished)
+		WithHint("the last %d are kept for a day, until bangerd restarts", keepFinished)
 }
 
 func (o *operations) list() []api.Operation {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	o.forget()
 	out := make([]api.Operation, 0, len(o.order))
 	for _, id := range o.order {
 		op, _ := o.byID[id].snapshot()
@@ -137,10 +149,24 @@ func (o *operations) close() {
 	o.mu.Lock()
 	o.closing = true
 	for _, op := range o.byID {
+		if s, _ := op.snapshot(); s.Status == api.OperationRunning {
+			o.log.Warn("bangerd is told to end in the middle of an operation", "operation", s.ID, "kind", s.Kind, "target", s.Target)
+		}
 		op.cancel(vm.ErrEnding)
 	}
 	o.mu.Unlock()
 	o.wg.Wait()
+}
+
+// cancelOn cancels what is under way on a VM.
+func (o *operations) cancelOn(id string, cause error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, op := range o.byID {
+		if s, _ := op.snapshot(); s.VM != nil && s.VM.ID == id {
+			op.cancel(cause) // one that has ended does not mind
+		}
+	}
 }
 
 // Stage ends the stage before and begins a new one.
@@ -181,9 +207,13 @@ func (op *operation) finish(ctx context.Context, err error) {
 	if err != nil {
 		op.op.Status = api.OperationFailed
 		op.op.Error = jsonhttp.AsProblem(err)
-		if errors.Is(context.Cause(ctx), vm.ErrCancelled) {
+		switch cause := context.Cause(ctx); {
+		case errors.Is(cause, vm.ErrCancelled):
 			op.op.Status = api.OperationCancelled
 			op.op.Error.Code = api.CodeCancelled
+		case errors.Is(cause, vm.ErrEnding):
+			op.op.Error.Status, op.op.Error.Code = http.StatusServiceUnavailable, api.CodeEnding
+			op.op.Error.Hint = "bangerd was stopped or restarted in the middle of it: look at what it was about and repeat it"
 		}
 	}
 	op.announce()

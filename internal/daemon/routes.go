@@ -30,6 +30,16 @@ func (d *Daemon) routes() http.Handler {
 	post(h, "/v1/vms/{ref}/start", "Start a VM", http.StatusAccepted, d.startVM)
 	post(h, "/v1/vms/{ref}/stop", "Stop a VM through its guest", http.StatusAccepted, d.stopVM)
 	post(h, "/v1/vms/{ref}/kill", "Stop a VM at once", http.StatusAccepted, d.killVM)
+	post(h, "/v1/vms/{ref}/restart", "Stop a VM through its guest and start it again", http.StatusAccepted, d.restartVM)
+	post(h, "/v1/vms/{ref}/pause", "Halt a VM's CPUs; its memory stays", http.StatusAccepted, d.pauseVM)
+	post(h, "/v1/vms/{ref}/resume", "Let a paused VM go on", http.StatusAccepted, d.resumeVM)
+	post(h, "/v1/vms/prune", "Delete VMs that do not run", http.StatusAccepted, d.pruneVMs)
+	register(h, http.MethodPatch, "/v1/vms/{ref}", "Change a VM's settings", http.StatusOK, d.changeVM)
+	get(h, "/v1/vms/{ref}/health", "Ask the guest's agent how it is", d.getHealth)
+	get(h, "/v1/vms/{ref}/ports", "List what listens in the guest", d.getPorts)
+	huma.Register(h, operationDoc(http.MethodGet, "/v1/vms/{ref}/stats", "What a VM's VMM has taken so far; with watch, server-sent events", http.StatusOK), d.getStats)
+	huma.Register(h, operationDoc(http.MethodGet, "/v1/vms/{ref}/logs", "The console of a VM, as text from the guest; the trailer "+problemTrailer+" tells of a failure on the way", http.StatusOK), d.getLogs)
+	huma.Register(h, operationDoc(http.MethodGet, "/v1/events", "Changes of VMs, as server-sent events", http.StatusOK), d.getEvents)
 	remove(h, "/v1/vms/{ref}", "Delete a VM and its disk", http.StatusAccepted, d.deleteVM)
 
 	get(h, "/v1/images", "List images", d.listImages)
@@ -47,6 +57,7 @@ func (d *Daemon) routes() http.Handler {
 
 	// A connection that changes hands and a body without end are not for huma.
 	mux.HandleFunc("POST /v1/vms/{ref}/dial", d.dial)
+	mux.HandleFunc("POST /v1/vms/{ref}/lease", d.holdLease)
 	mux.HandleFunc("PUT /v1/operations/{id}/input", d.putInput)
 	describeByHand(h.OpenAPI())
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
@@ -129,7 +140,7 @@ func operationDoc(method, path, summary string, status int) huma.Operation {
 		OperationID: strings.ToLower(method) + "-" + id}
 }
 
-// describeByHand adds the two routes huma does not serve.
+// describeByHand adds the routes huma does not serve.
 func describeByHand(doc *huma.OpenAPI) {
 	text := func(s string) map[string]*huma.Response { return map[string]*huma.Response{s: {Description: s}} }
 	param := func(in, name string) *huma.Param {
@@ -140,6 +151,11 @@ func describeByHand(doc *huma.OpenAPI) {
 		Description: fmt.Sprintf("Send `Upgrade: %s`. With `%s: 1` on a Unix socket the answer 101 is followed by one byte "+
 			"that carries the connected descriptor (SCM_RIGHTS); the connection itself is then of no more use.", upgradeName, passFDHeader),
 		Parameters: []*huma.Param{param("path", "ref"), param("query", "port")}, Responses: text("101")})
+	doc.AddOperation(&huma.Operation{Method: http.MethodPost, Path: "/v1/vms/{ref}/lease", OperationID: "post-vms-ref-lease",
+		Summary: "Hold the lease of an ephemeral VM",
+		Description: "The answer 200 comes at once and does not end: the connection is the lease. When the last one of a VM breaks, " +
+			"the VM is deleted after a short time in which another may be taken.",
+		Parameters: []*huma.Param{param("path", "ref")}, Responses: text("200")})
 	doc.AddOperation(&huma.Operation{Method: http.MethodPut, Path: "/v1/operations/{id}/input", OperationID: "put-operations-id-input",
 		Summary: "The data of an import, of any length", Parameters: []*huma.Param{param("path", "id")}, Responses: text("204")})
 }

@@ -1,8 +1,9 @@
 // Package guest is what bangerd and banger-agent say to each other: HTTP with
 // JSON on vsock port 1024 (GET /v1/health, PUT /v1/identity, POST
-// /v1/shutdown, GET /v1/end, GET /v1/ports), where the CLI runs commands too
-// (POST /v1/exec), and SSH on port 22 for ssh clients. The agent never trusts the image it runs in
-// to hold anything; bangerd never trusts the agent's answers.
+// /v1/shutdown, POST /v1/grow, GET /v1/end, GET /v1/ports), where the CLI runs
+// commands too (POST /v1/exec), and SSH on port 22 for ssh clients. The agent
+// never trusts the image it runs in to hold anything; bangerd never trusts the
+// agent's answers.
 package guest
 
 // Ports the agent listens on.

@@ -140,16 +140,21 @@ type Exit struct {
 
 // HostFacts are what preflight and doctor ask root about.
 type HostFacts struct {
-	KVM           string `json:"kvm"` // empty = usable, otherwise what is wrong
-	DeviceMapper  string `json:"device_mapper"`
-	Loop          string `json:"loop"`
-	Tun           string `json:"tun"`
-	CgroupV2      string `json:"cgroup_v2"`
-	Jail          string `json:"jail"`
-	Firecracker   string `json:"firecracker"` // version
-	Jailer        string `json:"jailer"`      // version
-	Programs      string `json:"programs"`    // empty = both are what was installed
-	HelperVersion string `json:"helper_version"`
+	KVM          string `json:"kvm"` // empty = usable, otherwise what is wrong
+	DeviceMapper string `json:"device_mapper"`
+	Loop         string `json:"loop"`
+	Tun          string `json:"tun"`
+	CgroupV2     string `json:"cgroup_v2"`
+	NFT          string `json:"nft"`
+	Forwarding   string `json:"forwarding"` // empty = the host forwards IPv4, as NAT needs
+	// Firewall has a sentence for each thing that another firewall takes from
+	// guests, with what to do.
+	Firewall      []string `json:"firewall,omitempty"`
+	Jail          string   `json:"jail"`
+	Firecracker   string   `json:"firecracker"` // version
+	Jailer        string   `json:"jailer"`      // version
+	Programs      string   `json:"programs"`    // empty = both are what was installed
+	HelperVersion string   `json:"helper_version"`
 }
 
 // Problem codes of the helper beside those of package api.

@@ -39,6 +39,13 @@ const patience = 90 * time.Second
 // activate makes what runs equal to what is installed. VMs are not touched.
 func (h *host) activate(ctx context.Context, changed map[string]bool) error {
 	h.loadModules(ctx)
+	if changed[paths.SysctlFile] {
+		// What systemd-sysctl does at boot. A host that forbids it is told
+		// when somebody asks for NAT.
+		if err := os.WriteFile(h.at("/proc/sys/net/ipv4/ip_forward"), []byte("1\n"), 0o644); err != nil {
+			h.say("warning: cannot let the host forward packets: %v", err)
+		}
+	}
 	for path := range changed {
 		if strings.HasPrefix(path, paths.UnitDir+"/") {
 			if _, err := h.run(ctx, "systemctl", "daemon-reload"); err != nil {

@@ -78,6 +78,11 @@ func (h *host) stopAll(ctx context.Context, m *manifest) error {
 			return err
 		}
 	}
+	if helper := paths.LibexecDir + "/banger-helper"; len(m.Files[helper]) > 0 {
+		if _, err := h.run(ctx, h.at(helper), "forget-network"); err != nil {
+			h.say("warning: cannot remove the VMs' bridge and firewall rules: %v", err)
+		}
+	}
 	if units := h.present(m, guestsUnit, "bangerd.socket", "bangerd.service", "banger-helper.socket"); len(units) > 0 {
 		if _, err := h.run(ctx, append([]string{"systemctl", "disable", "--quiet"}, units...)...); err != nil {
 			return fmt.Errorf("cannot disable the units: %w", err)

@@ -23,6 +23,14 @@ const modulesText = `# Written by banger system install.
 loop
 dm_snapshot
 tun
+bridge
+nf_tables
+`
+
+// sysctlText lets the host route, which NAT needs. banger's own rules decide
+// what comes from and goes to VMs; see docs/network.md for the rest of the host.
+const sysctlText = `# Written by banger system install.
+net.ipv4.ip_forward = 1
 `
 
 // udevText keeps udev from probing the disks of VMs: guests write what is on

@@ -20,6 +20,9 @@ const (
 	// ExitDir holds ID.json for each VMM that ended, written by root.
 	ExitDir = HelperRunDir + "/exit"
 
+	// SysctlFile lets the host forward what guests with NAT send.
+	SysctlFile = "/etc/sysctl.d/60-banger.conf"
+
 	BinDir     = "/usr/local/bin"
 	LibexecDir = "/usr/local/libexec/banger"
 	UnitDir    = "/etc/systemd/system"

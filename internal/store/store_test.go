@@ -55,6 +55,8 @@ func TestVMRoundTripAndReopen(t *testing.T) {
 	v.State, v.Reason, v.Slot, v.UID = api.StateFailed, "killed", 4, 200004
 	v.Timing = []api.PhaseTime{{Phase: "preflight", Milliseconds: 1.5}}
 	v.Guest = &api.Guest{BootID: "b", Kernel: "6.1"}
+	v.DiskBytes, v.NAT, v.Network, v.Autostart, v.IdleStop = 1<<30, true, "lan", true, 60
+	v.Restart, v.Stale, v.Ephemeral = api.RestartAlways, []string{"vcpu"}, true
 	v.StartedAt = time.Unix(1700000001, 0).UTC()
 	if err := s.UpdateVM(t.Context(), v); err != nil {
 		t.Fatal(err)

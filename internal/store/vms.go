@@ -27,6 +27,7 @@ type VM struct {
 	Restart           api.Restart
 	IdleStop          int      // seconds; 0 = never
 	Stale             []string // what was changed and holds only after a restart
+	Ephemeral         bool     // goes with its lease
 	Slot, UID         int
 	CreatedAt         time.Time
 	StartedAt         time.Time
@@ -37,7 +38,7 @@ type VM struct {
 
 // vmColumns are those that change; vmValues has their values in this order.
 var vmColumns = []string{"name", "state", "reason", "image_id", "kernel_id", "vcpu", "memory_mib",
-	"disk_bytes", "nat", "network", "autostart", "restart", "idle_stop", "stale",
+	"disk_bytes", "nat", "network", "autostart", "restart", "idle_stop", "stale", "ephemeral",
 	"slot", "uid", "started_at", "host_boot", "timing", "guest"}
 
 func vmValues(v *VM) ([]any, error) {
@@ -52,7 +53,7 @@ func vmValues(v *VM) ([]any, error) {
 		restart = api.RestartNo
 	}
 	return []any{v.Name, v.State, v.Reason, v.ImageID, v.KernelID, v.VCPU, v.MemoryMiB,
-		v.DiskBytes, v.NAT, v.Network, v.Autostart, restart, v.IdleStop, string(stale),
+		v.DiskBytes, v.NAT, v.Network, v.Autostart, restart, v.IdleStop, string(stale), v.Ephemeral,
 		v.Slot, v.UID, nanos(v.StartedAt), v.HostBoot, string(timing), string(guest)}, errors.Join(timingErr, staleErr, guestErr)
 }
 
@@ -159,7 +160,7 @@ func (s *Store) queryVMs(ctx context.Context, where string, args ...any) ([]*VM,
 		var created, started int64
 		var timing, stale, guest string
 		if err := rows.Scan(&v.ID, &created, &v.Name, &v.State, &v.Reason, &v.ImageID, &v.KernelID, &v.VCPU, &v.MemoryMiB,
-			&v.DiskBytes, &v.NAT, &v.Network, &v.Autostart, &v.Restart, &v.IdleStop, &stale,
+			&v.DiskBytes, &v.NAT, &v.Network, &v.Autostart, &v.Restart, &v.IdleStop, &stale, &v.Ephemeral,
 			&v.Slot, &v.UID, &started, &v.HostBoot, &timing, &guest, &v.ImageName, &v.KernelName); err != nil {
 			return nil, fmt.Errorf("cannot read VM: %w", err)
 		}

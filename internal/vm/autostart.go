@@ -41,7 +41,7 @@ func (m *Manager) autostartVM(id string) {
 	}
 	defer unlock()
 	err = m.locked(m.ctx, id, func(v *store.VM) error {
-		if hasVMM(v.State) || v.State == api.StateStarting {
+		if alive(v) || v.State == api.StateStarting {
 			return nil
 		}
 		m.Log.InfoContext(m.ctx, "starting with the host", "vm", v.ID, "name", v.Name)

@@ -112,7 +112,7 @@ func (m *Manager) exited(e helper.Exit) {
 			}
 			intent := m.leaveGuest(v.ID)
 			switch {
-			case hasVMM(v.State):
+			case alive(v):
 				return m.ended(m.ctx, v, e, intent)
 			case v.State == api.StateStopping: // by a stop that failed or was cut off
 				return m.stopped(m.ctx, v, "")

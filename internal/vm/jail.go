@@ -14,6 +14,7 @@ import (
 	"banger/internal/guest"
 	"banger/internal/jsonhttp"
 	"banger/internal/paths"
+	"banger/internal/store"
 )
 
 // jail reaches the sockets in one VM's jail. Everything in there belongs to a
@@ -26,6 +27,8 @@ type jail struct {
 }
 
 func jailOf(id string, uid int) jail { return jail{path.Join(paths.JailDir, id, "root"), uid} }
+
+func (m *Manager) jailOf(v *store.VM) jail { return jail{path.Join(m.jails, v.ID, "root"), v.UID} }
 
 // dial connects to the socket at name, an absolute path inside the jail.
 func (j jail) dial(ctx context.Context, name string) (*net.UnixConn, error) {

@@ -104,9 +104,13 @@ type Manager struct {
 	locks    keyedLocks
 	starting keyedLocks
 	exits    *exitWatch
+	events   *events
 	boot     string // boot id of the host
+	jails    string // paths.JailDir, but in tests
 	guests   attendants
 	activity activity
+	changes  []changer     // what makes a change true for a VM that runs
+	logs     chan struct{} // one for each journalctl
 
 	tasks  sync.WaitGroup // background work on VMs that ended
 	closed context.CancelCauseFunc
@@ -119,7 +123,11 @@ func NewManager(ctx context.Context, o Options) (*Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the host's boot id: %w", err)
 	}
-	m := &Manager{Options: o, boot: strings.TrimSpace(string(boot))}
+	m := &Manager{Options: o, events: newEvents(), boot: strings.TrimSpace(string(boot)), jails: o.JailDir,
+		logs: make(chan struct{}, logReaders)}
+	for _, c := range m.capabilities() {
+		m.changes = append(m.changes, c)
+	}
 	m.ctx, m.closed = context.WithCancelCause(context.WithoutCancel(ctx))
 	// Watch first, then look: an end in between is seen twice, never missed.
 	if m.exits, err = watchExits(o.ExitDir, m.exited); err != nil {
@@ -146,15 +154,7 @@ func (m *Manager) Close() error {
 // Create makes the record of a VM and returns it. Nothing else is made until
 // it is started.
 func (m *Manager) Create(ctx context.Context, spec api.VMSpec) (*store.VM, error) {
-	v := &store.VM{State: api.StateCreated, Slot: -1, CreatedAt: time.Now().UTC(), Name: spec.Name,
-		VCPU: m.DefaultVCPU, MemoryMiB: m.DefaultMemory, DiskBytes: m.DefaultDisk, NAT: m.DefaultNAT,
-		Network: spec.Network, Autostart: spec.Autostart, Restart: api.Restart(or(string(spec.Restart), string(api.RestartNo))),
-		IdleStop: int(m.DefaultIdleStop.Seconds())}
-	set(&v.VCPU, spec.VCPU)
-	set(&v.MemoryMiB, spec.MemoryMiB)
-	set(&v.DiskBytes, spec.DiskBytes)
-	set(&v.NAT, spec.NAT)
-	set(&v.IdleStop, spec.IdleStopSeconds)
+	v := m.wanted(spec)
 	if err := m.resolve(ctx, v, spec); err != nil {
 		return nil, err
 	}
@@ -164,81 +164,12 @@ func (m *Manager) Create(ctx context.Context, spec api.VMSpec) (*store.VM, error
 		if spec.Name == "" && errors.Is(err, store.ErrExists) {
 			continue
 		}
+		if err == nil {
+			m.events.tell(api.EventState, v)
+		}
 		return v, refusedInsert(v, err)
 	}
 	return nil, api.Internal("cannot create VM: no free name was found").WithHint("give one with --name")
-}
-
-// Limits of Firecracker.
-const (
-	maxVCPU      = 32
-	maxMemoryMiB = 1 << 20
-)
-
-// resolve checks the wishes and finds image and kernel.
-func (m *Manager) resolve(ctx context.Context, v *store.VM, spec api.VMSpec) error {
-	if spec.Name != "" && !guest.ValidName(spec.Name) {
-		return api.BadRequest("cannot create VM: %q is no name", spec.Name).
-			WithHint("a name has 1 to 63 characters of a-z, 0-9 and '-', and no '-' at either end")
-	}
-	if guest.ValidID(spec.Name) { // it could be mistaken for another VM's id
-		return api.BadRequest("cannot create VM: the name %q looks like an id", spec.Name).WithHint("choose another with --name")
-	}
-	if err := checkSettings("create", v); err != nil {
-		return err
-	}
-	image, err := m.Store.Image(ctx, or(spec.Image, m.DefaultImage))
-	if errors.Is(err, store.ErrNotFound) {
-		return api.NotFound("cannot create VM: there is no image %q", or(spec.Image, m.DefaultImage)).
-			WithHint("see `banger image list`; `banger image import NAME FILE.tar` makes one")
-	} else if err != nil {
-		return err
-	}
-	kernel, err := m.Store.Kernel(ctx, or(spec.Kernel, m.DefaultKernel))
-	if errors.Is(err, store.ErrNotFound) {
-		return api.NotFound("cannot create VM: there is no kernel %q", or(spec.Kernel, m.DefaultKernel)).
-			WithHint("see `banger kernel list`; `banger kernel import NAME --from /boot/vmlinuz-…` makes one")
-	} else if err != nil {
-		return err
-	}
-	if v.MemoryMiB < kernel.MinMemoryMiB || v.MemoryMiB > maxMemoryMiB {
-		return api.BadRequest("cannot create VM: %d MiB of memory are not possible with kernel %q", v.MemoryMiB, kernel.Name).
-			WithHint("give %d to %d MiB with --memory", kernel.MinMemoryMiB, maxMemoryMiB)
-	}
-	v.ImageID, v.ImageName, v.KernelID, v.KernelName = image.ID, image.Name, kernel.ID, kernel.Name
-	return nil
-}
-
-// Sizes of a work disk, in bytes.
-const (
-	minDisk = 16 << 20
-	maxDisk = 16 << 40
-)
-
-// maxIdleStop is ten years; more is a mistake.
-const maxIdleStop = 10 * 365 * 24 * 3600
-
-// checkSettings refuses what no host could give. doing completes "cannot … VM".
-func checkSettings(doing string, v *store.VM) error {
-	refuse := func(format string, args ...any) *api.Problem {
-		return api.BadRequest("cannot "+doing+" VM: "+format, args...)
-	}
-	switch {
-	case v.VCPU < 1 || v.VCPU > maxVCPU:
-		return refuse("%d vCPUs are not possible", v.VCPU).WithHint("give 1 to %d with --vcpu", maxVCPU)
-	case v.DiskBytes != 0 && (v.DiskBytes < minDisk || v.DiskBytes > maxDisk):
-		return refuse("a work disk of %d bytes is not possible", v.DiskBytes).WithHint("give 16M to 16T with --disk, or 0 for none")
-	case v.Network != "" && !guest.ValidName(v.Network):
-		return refuse("%q cannot be the name of a network", v.Network).
-			WithHint("a name has 1 to 63 characters of a-z, 0-9 and '-', and no '-' at either end")
-	case v.IdleStop < 0 || v.IdleStop > maxIdleStop:
-		return refuse("a VM cannot be stopped after being idle for %d seconds", v.IdleStop).WithHint("give e.g. 30m with --idle-stop, or 0 for never")
-	}
-	switch v.Restart {
-	case api.RestartNo, api.RestartOnFailure, api.RestartAlways, api.RestartNever:
-		return nil
-	}
-	return refuse("%q is no restart policy", v.Restart).WithHint("give no, on-failure, always or never with --restart")
 }
 
 // refusedInsert puts the store's refusal in a person's words.
@@ -275,13 +206,8 @@ func (m *Manager) Dial(ctx context.Context, ref string, port uint32) (*net.UnixC
 		return nil, err
 	}
 	m.touch(v.ID)
-	if v.State == api.StatePaused {
-		return nil, api.Problemf(http.StatusConflict, api.CodePaused, "cannot reach VM %q: it is paused", v.Name).
-			WithHint("resume it with `banger vm resume %s`", v.Name)
-	}
-	if v.State != api.StateRunning {
-		return nil, api.Conflict("cannot reach VM %q: it is %s", v.Name, v.State).
-			WithHint("start it with `banger vm start %s`", v.Name)
+	if err := reachable("cannot reach VM %q", v); err != nil {
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, connectTime)
 	defer cancel()
@@ -314,7 +240,11 @@ func (m *Manager) locked(ctx context.Context, id string, f func(*store.VM) error
 func (m *Manager) setState(ctx context.Context, v *store.VM, s api.State, reason string) error {
 	v.State, v.Reason = s, reason
 	m.Log.InfoContext(ctx, "state", "vm", v.ID, "name", v.Name, "state", string(s), "reason", reason)
-	return m.Store.UpdateVM(ctx, v)
+	if err := m.Store.UpdateVM(ctx, v); err != nil {
+		return err
+	}
+	m.events.tell(api.EventState, v)
+	return nil
 }
 
 // dir is the VM's own directory.
@@ -322,13 +252,6 @@ func (m *Manager) dir(v *store.VM) string { return filepath.Join(m.StateDir, "vm
 
 // UnitOf names the systemd unit of a VM.
 func UnitOf(id string) string { return "banger-vm-" + id + ".service" }
-
-// set takes a wish that was expressed.
-func set[T any](to *T, wish *T) {
-	if wish != nil {
-		*to = *wish
-	}
-}
 
 func newID() string {
 	var b [6]byte

@@ -79,13 +79,13 @@ func (m *Manager) reconcileOne(ctx context.Context, v *store.VM) error {
 		return err
 	}
 	switch {
-	case hasVMM(v.State) && over:
+	case alive(v) && over:
 		m.tasks.Go(func() { m.exited(e) }) // it may have to be started again
 		return nil
-	case hasVMM(v.State) && runs:
+	case alive(v) && runs:
 		m.Log.InfoContext(ctx, "adopted", "vm", v.ID, "name", v.Name)
 		return m.adopt(ctx, v)
-	case hasVMM(v.State):
+	case alive(v):
 		return m.failed(ctx, v, "firecracker ended while bangerd was not running")
 	case v.State == api.StateStopping && runs && !over:
 		m.tasks.Go(func() { m.finishStop(v.ID) })
@@ -113,7 +113,7 @@ func (m *Manager) adopt(ctx context.Context, v *store.VM) error {
 func (m *Manager) reapplyNetwork(ctx context.Context, vs []*store.VM) error {
 	r := helper.NetworkRequest{Whole: true, Guests: []helper.GuestNetwork{}}
 	for _, v := range vs {
-		if hasVMM(v.State) {
+		if alive(v) {
 			r.Guests = append(r.Guests, guestNetwork(v))
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"path/filepath"
 	"time"
 
@@ -74,8 +75,12 @@ var startSteps = []step[*startRun]{
 // the VM is left in the state failed, with the reason, and holds nothing.
 func (m *Manager) Start(ctx context.Context, id string, rep Reporter) error {
 	return m.locked(ctx, id, func(v *store.VM) error {
-		if v.State == api.StateRunning || v.State == api.StatePaused {
-			return api.Conflict("cannot start VM %q: it is %s", v.Name, v.State)
+		if v.State == api.StatePaused {
+			return api.Problemf(http.StatusConflict, api.CodePaused, "cannot start VM %q: it is paused", v.Name).
+				WithHint("let it go on with `banger vm resume %s`", v.Name)
+		}
+		if v.State == api.StateRunning {
+			return api.Conflict("cannot start VM %q: it is running", v.Name)
 		}
 		return m.start(ctx, v, rep)
 	})

@@ -9,7 +9,6 @@ import (
 
 	"banger/api"
 	"banger/internal/fault"
-	"banger/internal/firecracker"
 	"banger/internal/guest"
 	"banger/internal/helper"
 	"banger/internal/store"
@@ -21,16 +20,14 @@ const agentTime = 5 * time.Second
 // Stop asks the guest to end and waits for it; after timeout it is killed.
 // Stopping a VM that does not run is no error.
 func (m *Manager) Stop(ctx context.Context, id string, timeout time.Duration, rep Reporter) error {
-	return m.locked(ctx, id, func(v *store.VM) error {
-		if !hasVMM(v.State) {
-			return m.settle(ctx, v)
-		}
-		return m.stop(ctx, v, timeout, rep)
-	})
+	return m.locked(ctx, id, func(v *store.VM) error { return m.stop(ctx, v, timeout, rep) })
 }
 
-// stop needs the VM's lock, and a VMM.
+// stop needs the VM's lock.
 func (m *Manager) stop(ctx context.Context, v *store.VM, timeout time.Duration, rep Reporter) error {
+	if !alive(v) {
+		return m.settle(ctx, v)
+	}
 	ended, done := m.exits.wait(v.ID)
 	defer done()
 	before := v.State
@@ -40,7 +37,7 @@ func (m *Manager) stop(ctx context.Context, v *store.VM, timeout time.Duration, 
 	rep.Stage("stop_guest", "asking the guest to shut down")
 	err := fault.Point(ctx, "stop.intent")
 	if err == nil && before == api.StatePaused {
-		err = m.resumeVMM(ctx, v) // a frozen guest cannot shut down
+		err = m.wake(ctx, v) // a frozen guest cannot shut down
 	}
 	if err == nil {
 		err = m.shutdownGuest(ctx, v, ended, timeout)
@@ -75,21 +72,10 @@ func (m *Manager) notEnded(ctx context.Context, v *store.VM, before api.State, c
 	return errors.Join(cause, m.stopped(ctx, v, ""))
 }
 
-// hasVMM reports whether a VM in that state has a VMM whose end nobody asked for.
-func hasVMM(s api.State) bool { return s == api.StateRunning || s == api.StatePaused }
-
 // stopped completes the end of a VM that was asked for, or that its guest
 // wanted.
 func (m *Manager) stopped(ctx context.Context, v *store.VM, reason string) error {
 	return errors.Join(m.cleanupCapabilities(ctx, v), m.setState(ctx, v, api.StateStopped, reason))
-}
-
-func (m *Manager) resumeVMM(ctx context.Context, v *store.VM) error {
-	ctx, cancel := context.WithTimeout(ctx, agentTime)
-	defer cancel()
-	fc := firecracker.New(jailOf(v.ID, v.UID).dialAPI)
-	defer fc.Close()
-	return fc.Resume(ctx)
 }
 
 // shutdownGuest asks the guest and waits for its end. A guest half way down
@@ -131,7 +117,7 @@ func awaitEnd(ctx context.Context, ended <-chan helper.Exit, timeout time.Durati
 // Kill ends the VMM at once. The guest can lose what it had not written.
 func (m *Manager) Kill(ctx context.Context, id string, rep Reporter) error {
 	return m.locked(ctx, id, func(v *store.VM) error {
-		if !hasVMM(v.State) {
+		if !alive(v) {
 			return m.settle(ctx, v)
 		}
 		return m.kill(ctx, v, rep)
@@ -184,40 +170,49 @@ func (m *Manager) clear(ctx context.Context, v *store.VM) error {
 // force.
 func (m *Manager) Delete(ctx context.Context, id string, force bool, rep Reporter) error {
 	return m.locked(ctx, id, func(v *store.VM) error {
-		switch v.State {
-		case api.StateRunning, api.StatePaused:
-			if !force {
-				return api.Conflict("cannot delete VM %q: it is %s", v.Name, v.State).
-					WithHint("stop it first with `banger vm stop %s`, or give --force", v.Name)
-			}
-			if err := m.kill(ctx, v, rep); err != nil {
-				return err
-			}
-		case api.StateStarting, api.StateStopping, api.StateFailed:
-			if err := m.clear(ctx, v); err != nil {
-				return err
-			}
+		if alive(v) && !force {
+			return api.Conflict("cannot delete VM %q: it is %s", v.Name, v.State).
+				WithHint("stop it first with `banger vm stop %s`, or give --force", v.Name)
 		}
-		rep.Stage("remove", "removing the disk")
-		ctx := context.WithoutCancel(ctx) // half a delete is no use to anybody
-		// The disk first: on a full one the rest may need its room.
-		if err := os.RemoveAll(m.dir(v)); err != nil {
-			return fmt.Errorf("cannot remove the VM's directory: %w", err)
-		}
-		if err := fault.Point(ctx, "delete.files"); err != nil {
-			return err
-		}
-		if !v.StartedAt.IsZero() {
-			if err := m.Helper.Release(ctx, v.ID); err != nil {
-				return err
-			}
-		}
-		if err := fault.Point(ctx, "delete.released"); err != nil {
-			return err
-		}
-		m.leaveGuest(v.ID)
-		m.guests.forget(v.ID)
-		m.activity.forget(v.ID)
-		return m.Store.DeleteVM(ctx, v.ID)
+		return m.remove(ctx, v, rep)
 	})
+}
+
+func (m *Manager) remove(ctx context.Context, v *store.VM, rep Reporter) error {
+	switch v.State {
+	case api.StateRunning, api.StatePaused:
+		if err := m.kill(ctx, v, rep); err != nil {
+			return err
+		}
+	case api.StateStarting, api.StateStopping, api.StateFailed:
+		if err := m.clear(ctx, v); err != nil {
+			return err
+		}
+	}
+	rep.Stage("remove", "removing the disk")
+	ctx = context.WithoutCancel(ctx) // half a delete is no use to anybody
+	// The disk first: on a full one the rest may need its room.
+	if err := os.RemoveAll(m.dir(v)); err != nil {
+		return fmt.Errorf("cannot remove the VM's directory: %w", err)
+	}
+	if err := fault.Point(ctx, "delete.files"); err != nil {
+		return err
+	}
+	if !v.StartedAt.IsZero() {
+		if err := m.Helper.Release(ctx, v.ID); err != nil {
+			return err
+		}
+	}
+	if err := fault.Point(ctx, "delete.released"); err != nil {
+		return err
+	}
+	m.leaveGuest(v.ID)
+	m.guests.forget(v.ID)
+	m.activity.forget(v.ID)
+	if err := m.Store.DeleteVM(ctx, v.ID); err != nil {
+		return err
+	}
+	v.State, v.Reason = api.StateDeleted, ""
+	m.events.tell(api.EventState, v)
+	return nil
 }

@@ -16,7 +16,7 @@ import (
 // one failure does not stop the rest. The caller knows that no VMM is alive.
 func (p Places) clean(ctx context.Context, id string) error {
 	return p.locked(id, func() error {
-		return errors.Join(removeDisks(ctx, id), p.removeJail(id))
+		return errors.Join(removeDisks(ctx, id), p.removeJail(id), p.removePort(id))
 	})
 }
 
@@ -79,7 +79,7 @@ func (s *Server) requireOver(ctx context.Context, id string) error {
 // end of a VM's unit, with all rights, whether or not the helper service is up;
 // an administrator can run it too.
 func Cleanup(ctx context.Context, id string) error {
-	vms, _ := newSystemd()
+	vms, _ := newSystemd(&systemBus{})
 	return cleanupProcess(ctx, InstalledPlaces(), id, os.Getenv, vms)
 }
 

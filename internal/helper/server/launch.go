@@ -126,7 +126,7 @@ func (s *Server) startVMM(ctx context.Context, r helper.LaunchRequest, uid int, 
 		return err
 	}
 	defer sockets.Close()
-	netns, err := s.makeNetNS(r.ID)
+	netns, err := s.makeNetNS(r.ID, uid)
 	if err != nil {
 		return err
 	}
@@ -258,7 +258,10 @@ func (s *Server) handover(ctx context.Context, r helper.VMRequest) (helper.Empty
 		if err := s.places.shareSocket(r.ID, slot.UID, s.record.UID, paths.JailVsock); err != nil {
 			return err
 		}
-		return dropWithVMM(r.ID)
+		if err := dropWithVMM(r.ID); err != nil {
+			return err
+		}
+		return s.plug(ctx, r.ID, slot.Slot)
 	})
 	if err != nil {
 		return helper.Empty{}, err
@@ -309,13 +312,16 @@ func (s *Server) awaitUnit(ctx context.Context, id string, accept func(phase) bo
 
 // makeNetNS makes the VM's empty network namespace and returns a path by which
 // systemd can open it as long as it is held here.
-func (s *Server) makeNetNS(id string) (string, error) {
-	ns, err := newNetNS()
+func (s *Server) makeNetNS(id string, uid int) (string, error) {
+	ns, err := newNetNS(uid)
 	if err != nil {
 		return "", err
 	}
 	if err := s.dropNetNS(id); err != nil {
 		slog.Warn("cannot close an earlier network namespace", "id", id, "err", err)
+	}
+	if err := keepNetNS(id, ns); err != nil {
+		return "", errors.Join(err, ns.Close())
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -331,5 +337,5 @@ func (s *Server) dropNetNS(id string) error {
 	if ns == nil {
 		return nil
 	}
-	return ns.Close()
+	return errors.Join(forgetNetNS(id), ns.Close())
 }

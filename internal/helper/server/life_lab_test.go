@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -87,7 +88,7 @@ type life struct {
 	pid    int
 }
 
-var labSystemd, labChecks = newSystemd()
+var labSystemd, labChecks = newSystemd(&systemBus{})
 
 // sudden is how long the remains of a VMM may stay. On an idle host it takes a
 // quarter of a second, and a loop goes when udev too has closed it; the lab is
@@ -205,6 +206,19 @@ func (l *life) left() (out []string) {
 	if _, err := os.Lstat(paths.JailDir + "/" + l.id); err == nil {
 		out = append(out, "jail")
 	}
+	if _, err := net.InterfaceByName(tapName(l.id)); err == nil {
+		out = append(out, "tap")
+	}
+	for family, what := range map[string]string{"bridge": "element", "inet": "nat element"} {
+		word := tapName(l.id)
+		if address, ok := l.record.GuestAddress(l.slot.Slot); ok && family == "inet" {
+			word = address.Addr().String()
+		}
+		rules, err := exec.Command("nft", "list", "table", family, tableName).Output()
+		if err == nil && slices.Contains(strings.FieldsFunc(string(rules), func(r rune) bool { return strings.ContainsRune(" ,\"", r) }), word) {
+			out = append(out, what)
+		}
+	}
 	if p, err := labSystemd.phase(context.Background(), l.id); err != nil || p != unitGone {
 		out = append(out, fmt.Sprint("unit ", p, err))
 	}
@@ -317,7 +331,12 @@ func (l *life) checkSandbox() {
 	}
 	raw, err = os.ReadFile(fmt.Sprintf("/proc/%d/net/dev", l.pid))
 	l.must(err)
-	if n := strings.Count(strings.TrimSpace(string(raw)), "\n"); n != 2 {
+	// Only lo, and tap0 until the handover.
+	n := strings.Count(strings.TrimSpace(string(raw)), "\n")
+	if strings.Contains(string(raw), nicName) {
+		n--
+	}
+	if n != 2 {
 		t.Errorf("network namespace is not empty: %s", raw)
 	}
 	raw, err = os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", l.pid))

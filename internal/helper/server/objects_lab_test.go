@@ -254,7 +254,7 @@ func TestLabProgramsMustBeRoots(t *testing.T) {
 func TestLabNetNSIsEmptyAndLeavesNoThread(t *testing.T) {
 	before := threadNamespaces(t)
 	for range 20 {
-		ns, err := newNetNS()
+		ns, err := newNetNS(0)
 		if err != nil {
 			t.Fatal(err)
 		}

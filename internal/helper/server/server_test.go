@@ -116,6 +116,7 @@ func testServer(t testing.TB) (*Server, *fakeUnits) {
 			Jails: filepath.Join(dir, "helper/jail/firecracker"),
 			Blobs: filepath.Join(dir, "helper/blobs/sha256"),
 			Slots: filepath.Join(dir, "helper/slots.json"),
+			Ports: filepath.Join(dir, "run/ports.json"),
 			Exit:  filepath.Join(dir, "run/exit"),
 			Locks: filepath.Join(dir, "run/lock"),
 		})

@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	maxActive = 64       // requests at a time
-	maxBody   = 16 << 10 // bytes; the longest honest request is some hundred
+	maxActive = 64        // requests at a time
+	maxBody   = 512 << 10 // bytes; network.apply has a line for each guest
 	bodyTime  = 10 * time.Second
 )
 
@@ -34,6 +34,8 @@ func (s *Server) Handler() http.Handler {
 	verb(mux, "vm.cleanup", byVM, s.cleanup)
 	verb(mux, "blob.put", nil, s.putBlob)
 	verb(mux, "blob.gc", nil, s.gcBlobs)
+	verb(mux, "bridge.ensure", nil, s.ensureBridge)
+	verb(mux, "network.apply", nil, s.applyNetwork)
 	verb(mux, "host.check", nil, s.hostCheck)
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		jsonhttp.WriteError(w, api.NotFound("there is no such verb"))

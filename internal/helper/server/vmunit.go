@@ -81,8 +81,7 @@ type systemd struct {
 }
 
 // newSystemd returns the units of VMs and those of vm.fsck.
-func newSystemd() (vms, checks *systemd) {
-	bus := &systemBus{}
+func newSystemd(bus *systemBus) (vms, checks *systemd) {
 	return &systemd{bus, "vm"}, &systemd{bus, "fsck"}
 }
 
