@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"strconv"
 	"strings"
 	"syscall"
@@ -55,11 +56,17 @@ func (c *Client) Shutdown(ctx context.Context, s Shutdown) error {
 	return c.call(ctx, http.MethodPost, "/v1/shutdown", &s, nil)
 }
 
-// End waits until the guest's init begins to end and returns what it intends.
+// End waits for the image's init to end and returns what the guest does next.
+// It does not return before, unless ctx ends or the guest can be asked no more.
 func (c *Client) End(ctx context.Context) (Intent, error) {
 	var i Intent
-	err := c.call(ctx, http.MethodGet, "/v1/end", nil, &i)
-	return Intent{Action: printable(i.Action)}, err
+	if err := c.call(ctx, http.MethodGet, "/v1/end", nil, &i); err != nil {
+		return Intent{}, err
+	}
+	if i.Action != ActionReboot && i.Action != ActionPowerOff {
+		return Intent{}, fmt.Errorf("guest ends in an unknown way: %.20q", i.Action)
+	}
+	return i, nil
 }
 
 // Grow enlarges a mounted filesystem to its device.
@@ -67,14 +74,21 @@ func (c *Client) Grow(ctx context.Context, path string) error {
 	return c.call(ctx, http.MethodPost, "/v1/grow", &Grow{Path: path}, nil)
 }
 
-// Ports lists the sockets on which something listens.
+// Ports lists the sockets in the guest on which something listens.
 func (c *Client) Ports(ctx context.Context) ([]Port, error) {
-	var ports []Port
-	err := c.call(ctx, http.MethodGet, "/v1/ports", nil, &ports)
-	for i, p := range ports {
-		ports[i] = Port{Protocol: printable(p.Protocol), Address: printable(p.Address), Port: p.Port, Process: printable(p.Process)}
+	var answer []Port
+	if err := c.call(ctx, http.MethodGet, "/v1/ports", nil, &answer); err != nil {
+		return nil, err
 	}
-	return ports, err
+	ports := make([]Port, 0, min(len(answer), MaxPorts))
+	for _, p := range answer[:min(len(answer), MaxPorts)] {
+		addr, err := netip.ParseAddr(p.Address)
+		if err != nil || addr.Zone() != "" || p.Port < 1 || p.Port > 65535 || (p.Protocol != "tcp" && p.Protocol != "udp") {
+			return nil, fmt.Errorf("guest tells of a port that is none: %.100q", fmt.Sprint(p))
+		}
+		ports = append(ports, Port{Protocol: p.Protocol, Address: addr.String(), Port: p.Port, Process: printable(p.Process)})
+	}
+	return ports, nil
 }
 
 func (c *Client) call(ctx context.Context, method, path string, in, out any) error {

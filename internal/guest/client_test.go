@@ -109,7 +109,7 @@ func TestAnswersOfTheAgentAreMadePrintable(t *testing.T) {
 	}
 	want := Health{Phase: PhaseReady, Version: "v1[2J", Kernel: "6.1", Init: "/sbin/init"}
 	if h != want {
-		t.Errorf("got %+q, want %+q", h, want)
+		t.Errorf("got %+v, want %+v", h, want)
 	}
 }
 
@@ -122,5 +122,71 @@ func TestProblemsOfTheAgentAreMadePrintable(t *testing.T) {
 	p, ok := errors.AsType[*api.Problem](err)
 	if !ok || p.Status != http.StatusConflict || p.Code != api.CodeConflict || p.Detail != "cannot do" {
 		t.Errorf("error is %#v", err)
+	}
+}
+
+func TestEndOfAGuest(t *testing.T) {
+	for answer, want := range map[string]string{
+		`{"action":"poweroff"}`:     ActionPowerOff,
+		`{"action":"reboot"}`:       ActionReboot,
+		`{"action":"explode"}`:      "",
+		`{"action":"reboot\u001b"}`: "",
+		`{}`:                        "",
+		`[]`:                        "",
+	} {
+		c := agentServing(t, func(w http.ResponseWriter, r *http.Request) {
+			if r.Method != http.MethodGet || r.URL.Path != "/v1/end" {
+				t.Errorf("agent is asked %s %s", r.Method, r.URL)
+			}
+			_, _ = io.WriteString(w, answer)
+		})
+		i, err := c.End(t.Context())
+		if i.Action != want || (err == nil) != (want != "") {
+			t.Errorf("%s: %+v, %v", answer, i, err)
+		}
+	}
+}
+
+func TestEndIsWaitedForAsLongAsTheCallerWants(t *testing.T) {
+	gone := make(chan bool)
+	c := agentServing(t, func(_ http.ResponseWriter, r *http.Request) {
+		<-r.Context().Done()
+		close(gone)
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := c.End(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("error is %v", err)
+	}
+	<-gone // the agent sees that nobody waits any more
+}
+
+func TestPortsOfAGuest(t *testing.T) {
+	many := "[" + strings.Repeat(`{"protocol":"tcp","address":"::","port":80},`, MaxPorts+5) + `{"protocol":"tcp","address":"::","port":81}]`
+	for name, tt := range map[string]struct {
+		answer string
+		ports  int
+	}{
+		"none":         {`[]`, 0},
+		"one":          {`[{"protocol":"udp","address":"127.0.0.1","port":53,"process":"dns\u001b[2Jmasq"}]`, 1},
+		"too many":     {many, MaxPorts},
+		"no address":   {`[{"protocol":"tcp","address":"x","port":80}]`, -1},
+		"port 0":       {`[{"protocol":"tcp","address":"::","port":0}]`, -1},
+		"port 70000":   {`[{"protocol":"tcp","address":"::","port":70000}]`, -1},
+		"sctp":         {`[{"protocol":"sctp","address":"::","port":1}]`, -1},
+		"not a list":   {`{"protocol":"tcp"}`, -1},
+		"without end":  {"[" + strings.Repeat(" ", 5<<20) + "]", -1},
+		"address zone": {`[{"protocol":"tcp","address":"fe80::1%\u001b","port":1}]`, -1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := agentServing(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, tt.answer) })
+			ports, err := c.Ports(t.Context())
+			if (err == nil) != (tt.ports >= 0) || len(ports) != max(tt.ports, 0) {
+				t.Errorf("%d ports, %v", len(ports), err)
+			}
+			if name == "one" && ports[0] != (Port{Protocol: "udp", Address: "127.0.0.1", Port: 53, Process: "dns[2Jmasq"}) {
+				t.Errorf("port is %+v", ports)
+			}
+		})
 	}
 }

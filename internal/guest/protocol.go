@@ -1,8 +1,9 @@
 // Package guest is what bangerd and banger-agent say to each other: HTTP with
 // JSON on vsock port 1024 (GET /v1/health, PUT /v1/identity, POST
-// /v1/shutdown), where the CLI runs commands too (POST /v1/exec), and SSH on
-// port 22 for ssh clients. The agent never trusts the image it runs in
-// to hold anything; bangerd never trusts the agent's answers.
+// /v1/shutdown, POST /v1/grow, GET /v1/end, GET /v1/ports), where the CLI runs
+// commands too (POST /v1/exec), and SSH on port 22 for ssh clients. The agent
+// never trusts the image it runs in to hold anything; bangerd never trusts the
+// agent's answers.
 package guest
 
 // Ports the agent listens on.
@@ -13,6 +14,9 @@ const (
 
 // MaxRequest is the size of the largest request the agent reads.
 const MaxRequest = 1 << 20
+
+// MaxPorts is how many ports the agent tells of.
+const MaxPorts = 1024
 
 // Exec is POST /v1/exec: a command by argv, run as root without a shell. Its
 // streams follow on the same connection, see package stream.

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -110,14 +111,34 @@ func initName() string {
 	return strings.TrimSpace(string(comm))
 }
 
-// reboot makes the disk clean, as far as that goes, and ends the guest. It
+// reboot makes the disks clean, as far as that goes, and ends the guest. It
 // does not return.
 func reboot(log *slog.Logger) {
 	unix.Sync()
-	if err := unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil && !errors.Is(err, unix.EINVAL) {
-		log.Warn("cannot make the root read-only", "err", err) // it is synced
+	for _, point := range diskMounts() {
+		if err := unix.Mount("", point, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil && !errors.Is(err, unix.EINVAL) {
+			log.Warn("cannot make a filesystem read-only", "path", point, "err", err) // it is synced
+		}
 	}
 	err := unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
 	log.Error("cannot reboot", "err", err)
 	os.Exit(1) // for pid 1 this is a kernel panic, which reboots too
+}
+
+// diskMounts are the mount points of disks, latest first, and the root.
+func diskMounts() []string {
+	points := []string{"/"}
+	raw, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return points
+	}
+	// How the kernel writes what would break its lines.
+	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+	for line := range strings.Lines(string(raw)) {
+		if f := strings.Fields(line); len(f) > 2 && strings.HasPrefix(f[0], "/dev/") && f[1] != "/" {
+			points = append(points, unescape.Replace(f[1]))
+		}
+	}
+	slices.Reverse(points)
+	return points
 }

@@ -43,6 +43,14 @@ type route struct {
 // has been read of it already is in r, which reads on from there.
 type takeover func(conn net.Conn, r *bufio.Reader)
 
+// pending is an answer that has to be waited for. The connection is of no
+// further use.
+type pending struct {
+	ready  <-chan struct{}
+	answer func() any // called when ready is closed
+	over   func()     // called when the client has its answer or has gone away
+}
+
 func (r route) upgradedTo(protocol string) route {
 	r.protocol = protocol
 	return r
@@ -109,6 +117,10 @@ func serveConn(conn net.Conn, routes []route) {
 			upgrade(conn, r, req.upgrade, take)
 			return
 		}
+		if later, ok := answer.(pending); ok && err == nil {
+			answerLater(conn, r, later)
+			return
+		}
 		if writeErr := writeAnswer(conn, answer, err, req.last); then != nil && err == nil {
 			then()
 		} else if writeErr != nil {
@@ -125,6 +137,29 @@ func upgrade(conn net.Conn, r *bufio.Reader, protocol string, take takeover) {
 	if _, err := fmt.Fprintf(conn, "HTTP/1.1 101 -\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", protocol); err == nil {
 		take(conn, r)
 	}
+}
+
+// lingerTimeout is for a client to read its answer: bytes in flight are lost
+// when the process ends first.
+const lingerTimeout = time.Second
+
+// answerLater returns early if the client goes away.
+func answerLater(conn net.Conn, r *bufio.Reader, p pending) {
+	defer p.over()
+	_ = conn.SetReadDeadline(time.Time{}) // a dead connection fails below
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		_, _ = r.Peek(1) // nothing more may come
+	}()
+	select {
+	case <-gone:
+		return
+	case <-p.ready:
+	}
+	_ = writeAnswer(conn, p.answer(), nil, true)
+	_ = conn.SetReadDeadline(time.Now().Add(lingerTimeout))
+	<-gone
 }
 
 func dispatch(routes []route, req httpRequest) (answer any, then func(), err error) {

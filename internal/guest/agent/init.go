@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"banger/internal/guest"
 )
 
 // killTimeout bounds the wait for processes that were killed: one that hangs
@@ -35,7 +37,7 @@ func beInit(link int, log *slog.Logger) {
 	gone := make(chan struct{})
 	go reap(gone)
 
-	grace := defaultGrace
+	grace, action := defaultGrace, guest.ActionReboot
 	select {
 	case asked, ok := <-orders:
 		if !ok {
@@ -43,11 +45,23 @@ func beInit(link int, log *slog.Logger) {
 		}
 		grace = asked
 	case sig := <-signals:
+		action = signalAction(sig)
 		log.Info("ending", "signal", sig)
 	case <-gone: // not even the serving process is left
 	}
-	_ = send(link, saidEnd) // an error means the serving process is gone
+	_ = send(link, saidEnd+action) // an error means the serving process is gone
 	endAll(grace, gone, log)
+}
+
+// signalAction is what the programs reboot, poweroff and halt mean with a signal
+// to pid 1. The guest reboots in any case, which ends its VMM.
+func signalAction(sig os.Signal) string {
+	switch sig {
+	case unix.SIGUSR1, unix.SIGUSR2, unix.SIGPWR:
+		return guest.ActionPowerOff
+	default:
+		return guest.ActionReboot
+	}
 }
 
 // awaitEnd passes the order to end on. When the serving process is gone, or

@@ -23,13 +23,16 @@ var firstMounts = []mount{
 
 // imageMounts are what programs take for granted, mounted in the image's root
 // before its init starts, as an initrd does. Every init leaves alone what is
-// mounted already. /run is not among them: images without an init bring
-// directories there that their services need.
+// mounted already.
 var imageMounts = slices.Concat(firstMounts, []mount{
 	{"sysfs", "/sys", "sysfs", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""},
 	{"devpts", "/dev/pts", "devpts", unix.MS_NOSUID | unix.MS_NOEXEC, "gid=5,mode=620,ptmxmode=666"},
 	{"tmpfs", "/dev/shm", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=1777"},
 })
+
+// runMount is for images with an init: those without one bring directories in
+// /run that their services need.
+var runMount = mount{"tmpfs", "/run", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=0755,size=20%,nr_inodes=800k"}
 
 // deviceLinks are made by udev or systemd, where there is one.
 var deviceLinks = [][2]string{
@@ -41,9 +44,13 @@ var deviceLinks = [][2]string{
 
 // mountImage completes the root this process has entered. /proc and /dev are
 // needed; a kernel may lack the rest, so that is reported and lived with.
-func mountImage() (warnings error, err error) {
+func mountImage(hasInit bool) (warnings error, err error) {
 	var missing []error
-	for i, m := range imageMounts {
+	mounts := imageMounts
+	if hasInit {
+		mounts = append(slices.Clip(mounts), runMount)
+	}
+	for i, m := range mounts {
 		switch err := mountAt(m); {
 		case err == nil:
 		case i < len(firstMounts):

@@ -35,7 +35,7 @@ const (
 	orderEnd  = "end "  // + seconds of grace: end all processes and reboot
 
 	saidStay = "staying" // pid 1's answer when it could not exec
-	saidEnd  = "ending"  // pid 1 is about to end all processes
+	saidEnd  = "ending " // + action: pid 1 is about to end all processes
 )
 
 // Pid1 is the main function of pid 1. It returns only on failure.

@@ -30,12 +30,18 @@ type server struct {
 	grace time.Duration // guarded by mu; set with guest.PhaseEnding
 	// commands run in the image; nil before there is one.
 	commands *launcher // guarded by mu
+	// growing are mounts whose filesystems follow the size of their disks.
+	growing []guest.Mount // guarded by mu
 	// imageInit says that pid 1 is the image's init, or about to be.
 	imageInit bool // guarded by mu
 
 	link               int // to pid 1
 	spawner            *spawner
 	startOnce, endOnce sync.Once
+	resizing           sync.Mutex
+	sessions           sessions
+	intent             *intent
+	signalled          *pid1Signals // nil where the init needs no such help
 }
 
 // Serve is the main function of the serving process. It returns only on
@@ -50,7 +56,7 @@ func Serve() error {
 	}
 	s := &server{
 		log: log, phase: guest.PhaseWaiting, init: initAgent, link: pid1FD,
-		spawner: &spawner{log: log, cgroupRoots: guestCgroups},
+		spawner: &spawner{log: log, cgroupRoots: guestCgroups}, intent: newIntent(),
 	}
 	s.outliveKill()
 	go s.listenToPid1()
@@ -73,7 +79,10 @@ func (s *server) routes() []route {
 		// follows.
 		jsonRoute("PUT", "/v1/identity", s.putIdentity, s.startInit),
 		jsonRoute("POST", "/v1/shutdown", s.postShutdown, s.end),
-		execRoute(s.launcher, s.log),
+		{method: "GET", path: "/v1/end", handle: s.getEnd},
+		jsonRoute("GET", "/v1/ports", s.getPorts, nil),
+		jsonRoute("POST", "/v1/grow", s.postGrow, nil),
+		s.sessions.counted(execRoute(s.launcher, s.log)),
 	}
 }
 
@@ -103,6 +112,8 @@ func (s *server) healthLocked() guest.Health {
 		Kernel:  kernelRelease(),
 		BootID:  strings.TrimSpace(string(bootID)),
 		Init:    s.init,
+
+		Sessions: int(s.sessions.open.Load()),
 	}
 }
 
@@ -135,7 +146,7 @@ func (s *server) putIdentity(doc guest.Identity) (guest.Health, error) {
 		s.phase = guest.PhaseReady
 	}
 	s.commands = commands
-	go ssh.serve(s.ssh)
+	go ssh.serve(s.sessions.listener(s.ssh))
 	return s.healthLocked(), nil
 }
 
@@ -156,6 +167,12 @@ func (s *server) settle(doc guest.Identity) (init string, entered bool, err erro
 	if err := personalise(doc); err != nil {
 		return "", false, err
 	}
+	var card string
+	if doc.Network != nil {
+		if card, err = setUpNetwork(*doc.Network); err != nil {
+			return "", false, fmt.Errorf("cannot set the network up: %w", err)
+		}
+	}
 	if err := mountRoot(doc.Root); err != nil {
 		return "", false, err
 	}
@@ -166,9 +183,14 @@ func (s *server) settle(doc guest.Identity) (init string, entered bool, err erro
 	if err := enterRoot(); err != nil {
 		return "", true, err
 	}
-	warnings, err := mountImage()
+	warnings, err := mountImage(init != "")
 	if err != nil {
 		return "", true, err
+	}
+	if doc.Network != nil {
+		if err := configureImage(*doc.Network, card, init != ""); err != nil {
+			return "", true, err
+		}
 	}
 	if warnings = errors.Join(warnings, raiseLoopback()); warnings != nil {
 		s.log.Warn("the image's root is not complete", "err", warnings)
@@ -176,23 +198,38 @@ func (s *server) settle(doc guest.Identity) (init string, entered bool, err erro
 	if err := s.spawner.protect(); err != nil {
 		s.log.Warn(err.Error())
 	}
+	s.watchVolumes(doc.Mounts)
 	return init, true, nil
 }
 
-// fillRoot writes the document's files into the mounted image and finds its
-// init.
+// fillRoot mounts further filesystems into the mounted image, writes the
+// document's files, which may lie on them, and finds the image's init.
 func fillRoot(doc guest.Identity) (init string, err error) {
 	root, err := openTree(newRoot)
 	if err != nil {
 		return "", err
 	}
 	defer root.close()
+	if err := mountVolumes(root, doc.Mounts); err != nil {
+		return "", err
+	}
 	for _, f := range doc.Files {
 		if err := root.write(f); err != nil {
 			return "", err
 		}
 	}
 	return root.findInit(doc.Root.Init)
+}
+
+// configureImage tells the programs of the image, which is entered, about the
+// network.
+func configureImage(n guest.Network, card string, hasInit bool) error {
+	root, err := openTree("/")
+	if err != nil {
+		return err
+	}
+	defer root.close()
+	return writeNetConf(root, n, card, hasInit)
 }
 
 // startInit gives pid 1 its order when the guest has become ready.
@@ -207,6 +244,7 @@ func (s *server) startInit() {
 		if s.init != initAgent {
 			order = orderExec + s.init
 			s.imageInit = true
+			s.watchInit(s.init)
 		}
 		if err := send(s.link, order); err != nil {
 			s.log.Error("pid 1 takes no orders", "err", err)
@@ -219,6 +257,7 @@ func (s *server) startInit() {
 func (s *server) listenToPid1() {
 	for {
 		said, err := receive(s.link)
+		action, ends := strings.CutPrefix(said, saidEnd)
 		switch {
 		case err != nil:
 			return
@@ -226,9 +265,8 @@ func (s *server) listenToPid1() {
 			s.mu.Lock()
 			s.init, s.imageInit = initAgent, false
 			s.mu.Unlock()
-		case said == saidEnd:
-			s.log.Info("ended by pid 1")
-			os.Exit(0)
+		case ends:
+			s.leave(action)
 		}
 	}
 }
@@ -236,14 +274,20 @@ func (s *server) listenToPid1() {
 // outliveKill keeps the process up when somebody in the guest sends it, or
 // everybody, a SIGTERM; but an ending system is not held up. Signals are
 // caught, not ignored, since sessions would inherit that.
+//
+// The SIGTERM that an ending init sends to all processes is also how the agent
+// learns of the end, without ever looking.
 func (s *server) outliveKill() {
 	c := make(chan os.Signal, 8)
 	signal.Notify(c, unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2)
 	go func() {
 		for sig := range c {
-			if sig == unix.SIGTERM && s.ending() {
-				s.log.Info("ended")
-				os.Exit(0)
+			if sig != unix.SIGTERM {
+				continue
+			}
+			action := s.initEnds()
+			if action != "" || s.ending() {
+				s.leave(action)
 			}
 		}
 	}()
@@ -253,4 +297,12 @@ func (s *server) ending() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.phase == guest.PhaseEnding || initName() == "systemd-shutdow" // comm holds 15 characters
+}
+
+// leave ends this process, after the host has been told why.
+func (s *server) leave(action string) {
+	s.intent.declare(action)
+	s.intent.awaitTold(tellTimeout)
+	s.log.Info("ended", "action", action)
+	os.Exit(0)
 }

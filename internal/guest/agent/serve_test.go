@@ -14,7 +14,7 @@ import (
 func newTestAgent(t *testing.T) *server {
 	t.Helper()
 	log := testLogger(t)
-	return &server{log: log, phase: guest.PhaseWaiting, init: initAgent, link: -1, spawner: &spawner{log: log}}
+	return &server{log: log, phase: guest.PhaseWaiting, init: initAgent, link: -1, spawner: &spawner{log: log}, intent: newIntent()}
 }
 
 func status(err error) int {
