@@ -429,7 +429,7 @@ func TestLabHostServices(t *testing.T) {
 	if word, _ := hear(t, secret, time.Millisecond); word != "" {
 		t.Errorf("the service heard %q", word)
 	}
-	// TCP to 53 comes to a socket that is not there; that is answered.
+	// Answers to what the host asked, and to nothing else.
 	asker := listenUDP(t, at(h.ip, 0).String())
 	_, err = asker.WriteTo([]byte("are you there"), net.UDPAddrFromAddrPort(at(g.ip, 7000)))
 	g.must(err)

@@ -97,7 +97,7 @@ func (n *network) check(ctx context.Context) error {
 // follow passes on what the kernel tells. What it could not tell, because
 // nobody read it in time, may have been anything.
 func follow(from netlink, event func(r reply)) error {
-	buf := make([]byte, netlinkBuffer)
+	buf := make([]byte, eventBuffer)
 	for {
 		replies, err := from.receive(buf)
 		switch {
