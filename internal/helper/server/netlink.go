@@ -19,7 +19,7 @@ import (
 type netlink struct{ f *os.File }
 
 const (
-	netlinkTime   = 5 * time.Second // the kernel answers at once
+	netlinkTime = 5 * time.Second // the kernel answers at once
 	// askBuffer holds what the kernel answers at once; it cuts long lists to
 	// what fits. eventBuffer holds the longest message it sends by itself.
 	askBuffer   = 16 << 10

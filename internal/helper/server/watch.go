@@ -83,7 +83,7 @@ func (n *network) check(ctx context.Context) error {
 		return err
 	}
 	n.mu.Lock()
-	whole := n.good != 0
+	whole := n.good != 0 && !n.loose
 	n.mu.Unlock()
 	if whole {
 		return n.bringUp(ctx)
@@ -183,11 +183,13 @@ func (n *network) linkEvents(changed func()) func(reply) {
 			if len(r.body) < 8 || int32(binary.NativeEndian.Uint32(r.body[4:])) != bridge {
 				return
 			}
-		case unix.NLMSG_OVERRUN:
+		case unix.NLMSG_OVERRUN: // who knows
 		default:
 			return
 		}
-		n.broken() // its ports left it
+		n.mu.Lock()
+		n.loose = true
+		n.mu.Unlock()
 		changed()
 	}
 }
