@@ -55,7 +55,7 @@ func (s *Server) ensureBridge(ctx context.Context, _ helper.Empty) (helper.Netwo
 		return helper.Network{}, err
 	}
 	n.mu.Lock()
-	if n.good != gen {
+	if int32(gen-n.good) > 0 { // the watch does not know of it yet
 		n.good = 0
 	}
 	whole := n.good != 0 && !n.loose

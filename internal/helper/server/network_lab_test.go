@@ -640,6 +640,30 @@ func TestLabOtherFirewalls(t *testing.T) {
 	}
 }
 
+// Names of the zone are asked of the bridge, also after a restart of resolved or
+// of the bridge.
+func TestLabResolver(t *testing.T) {
+	g := newGuest(t)
+	g.handover()
+	told := func() bool {
+		out, err := exec.CommandContext(t.Context(), "resolvectl", "status", g.record.Bridge).CombinedOutput()
+		return err == nil && strings.Contains(string(out), "~vm") && strings.Contains(string(out), "-DefaultRoute") &&
+			strings.Contains(string(out), g.host().ip.String())
+	}
+	if !told() {
+		t.Errorf("not told: %s", run(t, "resolvectl", "status", g.record.Bridge))
+	}
+	for _, foul := range []string{"ip link del " + g.record.Bridge,
+		"systemctl stop systemd-resolved; rm -f /run/systemd/resolve/netif/*; systemctl start systemd-resolved"} {
+		run(t, "sh", "-c", foul)
+		for start := time.Now(); !told(); time.Sleep(10 * time.Millisecond) { // resolved tells nobody
+			if time.Since(start) > 3*sudden {
+				t.Fatalf("%s: not told", foul)
+			}
+		}
+	}
+}
+
 // A helper that is restarted between launch and handover gets the namespace
 // back from systemd.
 func TestLabNamespaceOutlivesTheHelper(t *testing.T) {
