@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -23,6 +24,7 @@ import (
 	"banger/api"
 	"banger/internal/helper"
 	"banger/internal/installed"
+	"banger/internal/paths"
 )
 
 // guest is a VM whose network card is this test: it opens the tap as the VMM
@@ -638,6 +640,34 @@ func TestLabOtherFirewalls(t *testing.T) {
 	if n := strings.Count(run(t, "nft", "list", "chain", "ip", "filter", "DOCKER-USER"), g.record.Bridge); n != 4 {
 		t.Errorf("%d rules in Docker's chain", n)
 	}
+}
+
+// The real Firecracker, in its jail, opens tap0 and keeps it over the move.
+func TestLabFirecrackerOpensTheTap(t *testing.T) {
+	l := newLife(t)
+	l.attach()
+	l.launch()
+	l.configure()
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", l.root+paths.JailAPI)
+	}}}
+	body := strings.NewReader(`{"iface_id": "eth0", "guest_mac": "02:fc:ac:10:00:02", "host_dev_name": "tap0"}`)
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodPut, "http://vm/network-interfaces/eth0", body)
+	l.must(err)
+	answer, err := client.Do(r)
+	l.must(err)
+	l.must(answer.Body.Close())
+	if answer.StatusCode != http.StatusNoContent {
+		t.Fatalf("Firecracker says %s", answer.Status)
+	}
+	l.must(l.c.Handover(t.Context(), l.id))
+	i, err := net.InterfaceByName(tapName(l.id))
+	l.must(err)
+	if i.Flags&net.FlagRunning == 0 { // it has a carrier while somebody has it open
+		t.Errorf("%v", i.Flags)
+	}
+	l.must(unix.Kill(l.pid, unix.SIGKILL))
+	l.gone(sudden)
 }
 
 // Names of the zone are asked of the bridge, also after a restart of resolved or
