@@ -493,6 +493,15 @@ func TestLabNAT(t *testing.T) {
 	_, err := out.WriteTo([]byte("answer"), from)
 	g.must(err)
 	g.await("answer")
+	// What others redirect to, as Docker does what it publishes, is no way round.
+	t.Cleanup(func() { run(t, "nft", "delete", "table", "ip", "banger_test") })
+	run(t, "nft", "add table ip banger_test; add chain ip banger_test pre { type nat hook prerouting priority dstnat; }; add rule ip banger_test pre udp dport 9998 dnat to 192.0.2.2:5000")
+	g.send(g.toHost(9998, "published by the host"),
+		udp(g.mac, g.host().mac, at(g.ip, 4000), netip.MustParseAddrPort("192.0.2.7:9998"), "redirected"))
+	g.send(g.toOutside("straight"))
+	if word, _ := hear(t, out, 10*time.Second); word != "straight" {
+		t.Errorf("outside heard %q", word)
+	}
 	// Nobody comes in from outside by himself.
 	run(t, "ip", "-n", "banger-test-out", "route", "add", netip.MustParsePrefix(g.record.Network).Masked().String(), "via", "192.0.2.1")
 	_, err = out.WriteTo([]byte("intruder"), net.UDPAddrFromAddrPort(at(g.ip, 22)))
