@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 
 	"github.com/coreos/go-systemd/v22/activation"
@@ -35,12 +36,9 @@ func run() error {
 		return err
 	}
 	log := slog.New(bangerd.LogHandler{Handler: slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: c.LogLevel})})
-	listeners, err := activation.Listeners()
+	inherited, err := sortSockets(activation.Files(true))
 	if err != nil {
-		return fmt.Errorf("cannot take the socket from systemd: %w", err)
-	}
-	if len(listeners) != 1 {
-		return fmt.Errorf("want one socket from systemd, got %d: bangerd is started by bangerd.socket", len(listeners))
+		return fmt.Errorf("cannot take the sockets from systemd: %w", err)
 	}
 	d, err := bangerd.Open(ctx, log)
 	if err != nil {
@@ -49,5 +47,25 @@ func run() error {
 	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
 		return errors.Join(fmt.Errorf("cannot tell systemd: %w", err), d.Close())
 	}
-	return errors.Join(d.Serve(ctx, listeners[0]), d.Close())
+	return errors.Join(serve(ctx, d, inherited, log), d.Close())
+}
+
+// serve returns when both the API and the names are not served any more. Without
+// names the daemon goes on: VMs are reachable by other ways.
+func serve(ctx context.Context, d *bangerd.Daemon, s sockets, log *slog.Logger) error {
+	ctx, stop := context.WithCancel(ctx)
+	var names sync.WaitGroup
+	if len(s.dnsPackets) == 0 && len(s.dnsListeners) == 0 {
+		log.Warn("names of VMs are not served: banger-dns.socket gave no sockets")
+	} else {
+		names.Go(func() {
+			if err := d.ServeNames(ctx, s.dnsPackets, s.dnsListeners); err != nil {
+				log.Error(err.Error())
+			}
+		})
+	}
+	err := d.Serve(ctx, s.api)
+	stop()
+	names.Wait()
+	return err
 }

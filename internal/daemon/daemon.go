@@ -14,6 +14,7 @@ import (
 
 	"banger/internal/artifact"
 	"banger/internal/config"
+	"banger/internal/dns"
 	"banger/internal/helper"
 	"banger/internal/identity"
 	"banger/internal/installed"
@@ -34,6 +35,7 @@ type Daemon struct {
 	images  *artifact.Images
 	kernels *artifact.Kernels
 	vms     *vm.Manager
+	names   dns.Table
 	ops     *operations
 	leases  *leases
 	server  *http.Server
@@ -74,6 +76,7 @@ func Open(ctx context.Context, log *slog.Logger) (d *Daemon, err error) {
 	}
 	d.vms, err = vm.NewManager(ctx, vm.Options{
 		Store: d.store, Helper: d.helper, Kernels: d.kernels, Hosts: d.hosts, Log: log,
+		Names: &d.names, Zone: Zone,
 		StateDir: paths.StateDir, ExitDir: paths.ExitDir,
 		DefaultImage: d.config.DefaultImage, DefaultKernel: d.config.DefaultKernel,
 		DefaultVCPU: d.config.VMDefaults.VCPU, DefaultMemory: d.config.VMDefaults.MemoryMiB,

@@ -2,6 +2,7 @@ package install
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -20,6 +21,8 @@ import (
 type service struct {
 	name     string
 	programs []string
+	// more sockets than the one of its name. It can do without them.
+	more []string
 	// always: it runs from boot on, not only when called.
 	always bool
 }
@@ -27,8 +30,11 @@ type service struct {
 // The helper comes first because the daemon calls it when it starts.
 var services = []service{
 	{name: "banger-helper", programs: []string{"banger-helper", "firecracker", "jailer"}},
-	{name: "bangerd", programs: []string{"bangerd", "banger-agent"}, always: true},
+	{name: "bangerd", programs: []string{"bangerd", "banger-agent"}, more: []string{dnsSocket}, always: true},
 }
+
+// dnsSocket needs a port that somebody else may have.
+const dnsSocket = "banger-dns.socket"
 
 // guestsUnit stops the VMs when the host goes down.
 const guestsUnit = "banger-guests.service"
@@ -81,9 +87,10 @@ func (h *host) bringUp(ctx context.Context, s service, changed map[string]bool) 
 	if err != nil {
 		return err
 	}
-	if state.active && changed[unitPath(socket)] {
+	sockets := append([]string{socket}, s.more...)
+	if state.active && slices.ContainsFunc(sockets, func(u string) bool { return changed[unitPath(u)] }) {
 		// systemd does not take a new socket for a service that runs.
-		if _, err := h.run(ctx, "systemctl", "stop", unit, socket); err != nil {
+		if _, err := h.run(ctx, append([]string{"systemctl", "stop", unit}, sockets...)...); err != nil {
 			return err
 		}
 		state.active = false
@@ -96,10 +103,37 @@ func (h *host) bringUp(ctx context.Context, s service, changed map[string]bool) 
 	if err := h.enable(ctx, socket); err != nil {
 		return err
 	}
+	for _, extra := range s.more {
+		if err := h.enableExtra(ctx, extra, state.active); err != nil {
+			return err
+		}
+	}
 	if s.always {
 		return h.enable(ctx, unit)
 	}
 	return nil
+}
+
+// enableExtra has a socket started that its service can do without: somebody
+// else may have its port. systemd takes none for a service that runs, so a
+// socket that failed earlier waits for the service's next start.
+func (h *host) enableExtra(ctx context.Context, socket string, serviceRuns bool) error {
+	if serviceRuns {
+		state, err := h.unitState(ctx, socket)
+		if err != nil {
+			return err
+		}
+		if !state.active {
+			h.say("warning: %s does not run: see `systemctl status %s`, then restart bangerd.service", socket, socket)
+			return nil
+		}
+	}
+	err := h.enable(ctx, socket)
+	if p, ok := errors.AsType[*api.Problem](err); ok {
+		h.say("warning: %s", p.Detail)
+		return nil
+	}
+	return err
 }
 
 // enable has the unit started now and at every boot.

@@ -1,6 +1,7 @@
 package install
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -76,6 +77,30 @@ func TestInstallFresh(t *testing.T) {
 	}
 }
 
+func TestInstallWherePort53IsTaken(t *testing.T) {
+	f := newHost(t)
+	f.fail = func(argv []string) error {
+		if slices.Equal(argv, []string{"systemctl", "start", "banger-dns.socket"}) {
+			return errors.New("Job failed.")
+		}
+		return nil
+	}
+	if out := f.mustInstall(); !strings.Contains(out, "warning: cannot start banger-dns.socket") || !f.active["bangerd.service"] {
+		t.Errorf("bangerd runs: %v; said:\n%s", f.active["bangerd.service"], out)
+	}
+}
+
+// A daemon that runs is not restarted for sockets it can do without.
+func TestInstallWithNamesStopped(t *testing.T) {
+	f := newHost(t)
+	f.mustInstall()
+	f.active["banger-dns.socket"] = false
+	out := f.mustInstall()
+	if !strings.Contains(out, "warning: banger-dns.socket does not run") || slices.Contains(f.ran, "systemctl restart bangerd.service") {
+		t.Errorf("ran %q and said:\n%s", f.ran, out)
+	}
+}
+
 func TestInstallAgainChangesNothing(t *testing.T) {
 	f := newHost(t)
 	f.mustInstall()
@@ -117,9 +142,15 @@ func TestUpgrade(t *testing.T) {
 			if err := os.Remove(f.at(unitPath("bangerd.socket"))); err != nil {
 				f.t.Fatal(err)
 			}
-		}, []string{"systemctl daemon-reload", "systemctl stop bangerd.service bangerd.socket",
-			"systemctl start bangerd.socket", "systemctl start bangerd.service"}},
-		"stopped": {func(f *fakeHost) { f.active["bangerd.service"] = false }, []string{"systemctl start bangerd.service"}},
+		}, []string{"systemctl daemon-reload", "systemctl stop bangerd.service bangerd.socket banger-dns.socket",
+			"systemctl start bangerd.socket", "systemctl start banger-dns.socket", "systemctl start bangerd.service"}},
+		"lost names": {func(f *fakeHost) {
+			if err := os.Remove(f.at(unitPath("banger-dns.socket"))); err != nil {
+				f.t.Fatal(err)
+			}
+		}, []string{"systemctl daemon-reload", "systemctl stop bangerd.service bangerd.socket banger-dns.socket",
+			"systemctl start bangerd.socket", "systemctl start banger-dns.socket", "systemctl start bangerd.service"}},
+		"stopped":       {func(f *fakeHost) { f.active["bangerd.service"] = false }, []string{"systemctl start bangerd.service"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newHost(t)

@@ -69,7 +69,7 @@ func (h *host) uninstall(ctx context.Context, purge bool) (err error) {
 func (h *host) stopAll(ctx context.Context, m *manifest) error {
 	for _, units := range [][]string{
 		h.present(m, guestsUnit),
-		h.present(m, "bangerd.socket", "bangerd.service"),
+		h.present(m, "bangerd.socket", dnsSocket, "bangerd.service"),
 		{"banger-vm-*.service", "banger-fsck-*.service"},
 		h.present(m, "banger-helper.socket", "banger-helper.service"),
 		h.present(m, "banger.slice"),
@@ -83,7 +83,7 @@ func (h *host) stopAll(ctx context.Context, m *manifest) error {
 			h.say("warning: cannot remove the VMs' bridge and firewall rules: %v", err)
 		}
 	}
-	if units := h.present(m, guestsUnit, "bangerd.socket", "bangerd.service", "banger-helper.socket"); len(units) > 0 {
+	if units := h.present(m, guestsUnit, "bangerd.socket", dnsSocket, "bangerd.service", "banger-helper.socket"); len(units) > 0 {
 		if _, err := h.run(ctx, append([]string{"systemctl", "disable", "--quiet"}, units...)...); err != nil {
 			return fmt.Errorf("cannot disable the units: %w", err)
 		}
