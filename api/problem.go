@@ -27,6 +27,9 @@ const (
 	CodeCancelled    = "cancelled"
 	CodeNoSpace      = "no_space"
 	CodePrerequisite = "prerequisite"
+	CodePaused       = "paused" // of a VM that could not answer
+	CodeNotRunning   = "not_running"
+	CodeEnding       = "ending" // bangerd was told to end before the work was done
 )
 
 func (p *Problem) Error() string { return p.Detail }

@@ -60,6 +60,9 @@ const (
 	RestartNever     Restart = "never"      // not even when the guest reboots
 )
 
+// PhaseTotal is the last entry of a VM's timing: the whole start.
+const PhaseTotal = "total"
+
 // PhaseTime is how long one phase of a start took.
 type PhaseTime struct {
 	Phase        string  `json:"phase"`

@@ -3,7 +3,9 @@
 // and answers the verbs of package internal/helper. See docs/security.md.
 //
 // "banger-helper cleanup ID" removes what a VM left behind. systemd runs it
-// after every end of a VM's unit.
+// after every end of a VM's unit. "banger-helper fsck UID HOW NODE" turns into
+// e2fsck, in the unit that vm.fsck starts. "banger-helper forget-network" removes
+// bridge and rules, when banger is uninstalled.
 package main
 
 import (
@@ -40,8 +42,17 @@ func run(args []string) error {
 	switch {
 	case len(args) == 0:
 		return serve(ctx)
+	case len(args) == 1 && args[0] == "forget-network":
+		record, err := installed.Load(paths.InstallFile)
+		if err != nil {
+			return err
+		}
+		return server.ForgetNetwork(record.Bridge)
 	case len(args) == 2 && args[0] == "cleanup":
 		return server.Cleanup(ctx, args[1])
+	case len(args) == 4 && args[0] == "fsck":
+		fmt.Fprintln(os.Stderr, "banger-helper:", server.Fsck(args[1], args[2], args[3]))
+		os.Exit(16) // whoever waits for e2fsck would read 1 as "mended"
 	case len(args) == 1 && args[0] == "--version":
 		_, err := fmt.Fprintln(os.Stdout, "banger-helper", version.Version)
 		return err
@@ -58,15 +69,8 @@ func withoutTime(groups []string, a slog.Attr) slog.Attr {
 }
 
 func serve(ctx context.Context) error {
-	files := activation.Files(true)
-	if len(files) != 1 {
-		return fmt.Errorf("got %d sockets from systemd, not 1: start banger-helper.socket and connect to %s", len(files), paths.HelperSocket)
-	}
-	l, err := net.FileListener(files[0])
+	l, kept, err := inherited()
 	if err != nil {
-		return fmt.Errorf("cannot use the socket from systemd: %w", err)
-	}
-	if err := files[0].Close(); err != nil { // the listener has its own copy
 		return err
 	}
 	// The live heap is below a megabyte. Collecting often costs nothing at a
@@ -80,8 +84,32 @@ func serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := daemon.SdNotify(true, daemon.SdNotifyReady); err != nil {
+	s.Keep(kept)
+	// The socket of systemd stays known: it is given descriptors to keep.
+	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
 		return fmt.Errorf("cannot tell systemd that the helper is ready: %w", err)
 	}
 	return s.Serve(ctx, l)
+}
+
+// inherited takes over what systemd hands on: our socket, and the namespaces it
+// kept while the helper was restarted.
+func inherited() (l net.Listener, kept []*os.File, err error) {
+	const socket = "banger-helper.socket"
+	for _, f := range activation.Files(true) {
+		if f.Name() != socket {
+			kept = append(kept, f)
+			continue
+		}
+		if l, err = net.FileListener(f); err != nil {
+			return nil, nil, fmt.Errorf("cannot use the socket from systemd: %w", err)
+		}
+		if err := f.Close(); err != nil { // the listener has its own copy
+			return nil, nil, err
+		}
+	}
+	if l == nil {
+		return nil, nil, fmt.Errorf("got no socket from systemd: start %s and connect to %s", socket, paths.HelperSocket)
+	}
+	return l, kept, nil
 }

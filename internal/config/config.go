@@ -27,13 +27,20 @@ type Config struct {
 	LogLevel      slog.Level
 	DefaultImage  string
 	DefaultKernel string
-	VMDefaults    VMDefaults
+	// AutoStopStaleAfter stops VMs that nobody has used for so long, unless
+	// they say else; 0 = never.
+	AutoStopStaleAfter time.Duration
+	// DiskReserve is what must stay free where disks lie, in bytes.
+	DiskReserve int64
+	VMDefaults  VMDefaults
 }
 
 // VMDefaults is what a VM gets that asks for nothing.
 type VMDefaults struct {
 	VCPU         int
 	MemoryMiB    int
+	DiskBytes    int64 // of the work disk; 0 = none
+	NAT          bool
 	ImageSize    int64 // virtual size of an imported image, in bytes
 	StartTimeout time.Duration
 }
@@ -43,7 +50,10 @@ const (
 	minVCPU, maxVCPU         = 1, 32 // Firecracker's own limit
 	minMemory, maxMemory     = 128, 1 << 20
 	minImage, maxImage       = 256 << 20, 16 << 40
+	minDisk, maxDisk         = 16 << 20, 16 << 40
+	minReserve, maxReserve   = 64 << 20, 1 << 40
 	minTimeout, maxTimeout   = time.Second, time.Hour
+	minStale, maxStale       = time.Minute, 10 * 365 * 24 * time.Hour
 	maxFile                  = 1 << 20
 	mostVCPU, mostMemory     = 4, 8192 // of what is chosen for the host's size
 	leastMemory, shareOfHost = 256, 8
@@ -51,12 +61,16 @@ const (
 
 // document is the file as it is written.
 type document struct {
-	LogLevel      string `toml:"log_level"`
-	DefaultImage  string `toml:"default_image"`
-	DefaultKernel string `toml:"default_kernel"`
-	VMDefaults    struct {
+	LogLevel           string `toml:"log_level"`
+	DefaultImage       string `toml:"default_image"`
+	DefaultKernel      string `toml:"default_kernel"`
+	AutoStopStaleAfter string `toml:"auto_stop_stale_after"`
+	DiskReserve        string `toml:"disk_reserve"`
+	VMDefaults         struct {
 		VCPU         int    `toml:"vcpu"`
 		MemoryMiB    int    `toml:"memory_mib"`
+		Disk         string `toml:"disk"`
+		NAT          bool   `toml:"nat"`
 		ImageSize    string `toml:"image_size"`
 		StartTimeout string `toml:"start_timeout"`
 	} `toml:"vm_defaults"`
@@ -105,7 +119,9 @@ func thisHost() (host, error) {
 }
 
 func defaults(h host) document {
-	d := document{LogLevel: "info", DefaultImage: "debian", DefaultKernel: "host"}
+	d := document{LogLevel: "info", DefaultImage: "debian", DefaultKernel: "host",
+		AutoStopStaleAfter: "0s", DiskReserve: "512MiB"}
+	d.VMDefaults.Disk = "0"
 	d.VMDefaults.VCPU = max(minVCPU, min(mostVCPU, h.cpus/4))
 	d.VMDefaults.MemoryMiB = max(leastMemory, min(mostMemory, h.memoryMiB/shareOfHost))
 	d.VMDefaults.ImageSize = "32GiB"
@@ -165,6 +181,18 @@ func (d document) check() (Config, error) {
 		return c, bad(fmt.Sprintf("%d to %d", minMemory, maxMemory), v.MemoryMiB, "vm_defaults", "memory_mib")
 	}
 	var err error
+	if c.AutoStopStaleAfter, err = time.ParseDuration(d.AutoStopStaleAfter); err != nil ||
+		c.AutoStopStaleAfter != 0 && (c.AutoStopStaleAfter < minStale || c.AutoStopStaleAfter > maxStale) {
+		return c, bad(`a duration of at least "1m", or "0s" for never`, d.AutoStopStaleAfter, "auto_stop_stale_after")
+	}
+	if c.DiskReserve, err = units.RAMInBytes(d.DiskReserve); err != nil || c.DiskReserve < minReserve || c.DiskReserve > maxReserve {
+		return c, bad(`a size from "64MiB" to "1TiB"`, d.DiskReserve, "disk_reserve")
+	}
+	c.VMDefaults.NAT = v.NAT
+	if c.VMDefaults.DiskBytes, err = units.RAMInBytes(v.Disk); err != nil ||
+		c.VMDefaults.DiskBytes != 0 && (c.VMDefaults.DiskBytes < minDisk || c.VMDefaults.DiskBytes > maxDisk) {
+		return c, bad(`a size from "16MiB" to "16TiB", or "0" for none`, v.Disk, "vm_defaults", "disk")
+	}
 	if c.VMDefaults.ImageSize, err = units.RAMInBytes(v.ImageSize); err != nil ||
 		c.VMDefaults.ImageSize < minImage || c.VMDefaults.ImageSize > maxImage {
 		return c, bad(`a size from "256MiB" to "16TiB"`, v.ImageSize, "vm_defaults", "image_size")

@@ -26,7 +26,7 @@ func TestDefaults(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		want := Config{LogLevel: slog.LevelInfo, DefaultImage: "debian", DefaultKernel: "host", VMDefaults: VMDefaults{
+		want := Config{LogLevel: slog.LevelInfo, DefaultImage: "debian", DefaultKernel: "host", DiskReserve: 512 << 20, VMDefaults: VMDefaults{
 			VCPU: tt.vcpu, MemoryMiB: tt.memory, ImageSize: 32 << 30, StartTimeout: 2 * time.Minute}}
 		if c != want {
 			t.Errorf("%+v: got %+v, want %+v", tt.host, c, want)
@@ -39,17 +39,21 @@ func TestLoad(t *testing.T) {
 	if err := os.WriteFile(path, []byte(`log_level = "debug"
 default_image = "alpine-3.20"
 default_kernel = "tiny"
+auto_stop_stale_after = "2h"
+disk_reserve = "1G"
 [vm_defaults]
 vcpu = 8
 memory_mib = 4096
+disk = "8G"
+nat = true
 image_size = "10G"
 start_timeout = "5m"
 `), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	c, err := Load(path)
-	want := Config{LogLevel: slog.LevelDebug, DefaultImage: "alpine-3.20", DefaultKernel: "tiny", VMDefaults: VMDefaults{
-		VCPU: 8, MemoryMiB: 4096, ImageSize: 10 << 30, StartTimeout: 5 * time.Minute}}
+	want := Config{LogLevel: slog.LevelDebug, DefaultImage: "alpine-3.20", DefaultKernel: "tiny", AutoStopStaleAfter: 2 * time.Hour, DiskReserve: 1 << 30, VMDefaults: VMDefaults{
+		VCPU: 8, MemoryMiB: 4096, DiskBytes: 8 << 30, NAT: true, ImageSize: 10 << 30, StartTimeout: 5 * time.Minute}}
 	if err != nil || c != want {
 		t.Errorf("Load = %+v, %v", c, err)
 	}
@@ -69,6 +73,9 @@ func TestParseRefuses(t *testing.T) {
 		"wrong type":        {"[vm_defaults]\nvcpu = \"two\"\n", "line 2"},
 		"twice":             {"log_level = \"info\"\nlog_level = \"warn\"\n", "line 2"},
 		"level":             {"log_level = \"loud\"\n", `line 1: log_level = "loud" is not allowed, want debug, info`},
+		"stale":             {"auto_stop_stale_after = \"5s\"\n", `line 1: auto_stop_stale_after = "5s" is not allowed, want a duration of at least`},
+		"reserve":           {"disk_reserve = \"1M\"\n", `line 1: disk_reserve = "1M" is not allowed`},
+		"disk":              {"[vm_defaults]\ndisk = \"1M\"\n", `line 2: vm_defaults.disk = "1M" is not allowed`},
 		"image":             {"default_image = \"../x\"\n", `line 1: default_image = "../x" is not allowed`},
 		"kernel":            {"default_kernel = \"\"\n", `line 1: default_kernel = "" is not allowed`},
 		"no vcpu":           {"[vm_defaults]\nvcpu = 0\n", "line 2: vm_defaults.vcpu = 0 is not allowed, want 1 to 32"},
@@ -98,7 +105,7 @@ func TestTemplateShowsDefaults(t *testing.T) {
 	}
 	text := template(small)
 	active := regexp.MustCompile(`(?m)^#(\w+ = )`).ReplaceAllString(text, "$1")
-	if strings.Count(active, " = ") != 7 {
+	if strings.Count(active, " = ") != 11 {
 		t.Errorf("the template does not name all keys:\n%s", active)
 	}
 	for _, text := range []string{text, active} {

@@ -26,10 +26,25 @@ func template(h host) string {
 #default_image = %q
 #default_kernel = %q
 
+# Stop VMs that nobody has used for so long: no session, no network traffic, no
+# request about them. "0s" is never. A VM can have its own, see vm set --idle-stop.
+#auto_stop_stale_after = %q
+
+# What stays free on the disk where VMs' disks lie. Below it nothing starts, and
+# running VMs are paused before a full disk can cost them theirs.
+#disk_reserve = %q
+
 [vm_defaults]
 # Size of a VM that asks for nothing. The defaults follow the host's size.
 #vcpu = %d
 #memory_mib = %d
+
+# Size of the work disk, mounted at /root and kept when the VM gets a new image.
+# "0" is none.
+#disk = %q
+
+# Whether a VM may reach what this host can.
+#nat = %t
 
 # Virtual size of an imported image. Images and disks are sparse: this takes no
 # room until a guest writes.
@@ -37,5 +52,5 @@ func template(h host) string {
 
 # How long a start may take before it is undone.
 #start_timeout = %q
-`, d.LogLevel, d.DefaultImage, d.DefaultKernel, v.VCPU, v.MemoryMiB, v.ImageSize, v.StartTimeout)
+`, d.LogLevel, d.DefaultImage, d.DefaultKernel, d.AutoStopStaleAfter, d.DiskReserve, v.VCPU, v.MemoryMiB, v.Disk, v.NAT, v.ImageSize, v.StartTimeout)
 }

@@ -87,6 +87,25 @@ func (c *Client) AddDrive(ctx context.Context, d Drive) error {
 	return c.do(ctx, http.MethodPut, "/drives/"+d.ID, d, nil)
 }
 
+// UpdateDrive makes Firecracker look at a drive's file again while the guest
+// runs: the guest is told of its new size.
+func (c *Client) UpdateDrive(ctx context.Context, id, path string) error {
+	return c.do(ctx, http.MethodPatch, "/drives/"+id, map[string]string{"drive_id": id, "path_on_host": path}, nil)
+}
+
+// Card is PUT /network-interfaces/ID; Firecracker opens the tap now, in the
+// network namespace in which it runs.
+type Card struct {
+	ID  string `json:"iface_id"`
+	Tap string `json:"host_dev_name"`
+	MAC string `json:"guest_mac"`
+}
+
+// AddCard adds a network card.
+func (c *Client) AddCard(ctx context.Context, n Card) error {
+	return c.do(ctx, http.MethodPut, "/network-interfaces/"+n.ID, n, nil)
+}
+
 // Vsock is PUT /vsock; Firecracker binds the socket at Path now.
 type Vsock struct {
 	CID  int    `json:"guest_cid"`
@@ -101,6 +120,17 @@ func (c *Client) SetVsock(ctx context.Context, v Vsock) error {
 // Start boots the guest. Success does not mean that the guest came up.
 func (c *Client) Start(ctx context.Context) error {
 	return c.do(ctx, http.MethodPut, "/actions", map[string]string{"action_type": "InstanceStart"}, nil)
+}
+
+// Pause halts the vCPUs; repeating it is no error. The guest's sockets take
+// connections then and never answer.
+func (c *Client) Pause(ctx context.Context) error { return c.setState(ctx, "Paused") }
+
+// Resume lets a paused guest go on; repeating it is no error.
+func (c *Client) Resume(ctx context.Context) error { return c.setState(ctx, "Resumed") }
+
+func (c *Client) setState(ctx context.Context, state string) error {
+	return c.do(ctx, http.MethodPatch, "/vm", map[string]string{"state": state}, nil)
 }
 
 func (c *Client) do(ctx context.Context, method, path string, in, out any) error {

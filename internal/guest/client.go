@@ -55,6 +55,18 @@ func (c *Client) Shutdown(ctx context.Context, s Shutdown) error {
 	return c.call(ctx, http.MethodPost, "/v1/shutdown", &s, nil)
 }
 
+// End waits until the guest's init begins to end and returns what it intends.
+func (c *Client) End(ctx context.Context) (Intent, error) {
+	var i Intent
+	err := c.call(ctx, http.MethodGet, "/v1/end", nil, &i)
+	return Intent{Action: printable(i.Action)}, err
+}
+
+// Grow enlarges a mounted filesystem to its device.
+func (c *Client) Grow(ctx context.Context, path string) error {
+	return c.call(ctx, http.MethodPost, "/v1/grow", &Grow{Path: path}, nil)
+}
+
 func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
 	return cleanProblem(jsonhttp.Call(ctx, c.http, method, "http://agent"+path, in, out))
 }
@@ -82,6 +94,8 @@ func (h Health) clean() Health {
 		Kernel:  printable(h.Kernel),
 		BootID:  printable(h.BootID),
 		Init:    printable(h.Init),
+
+		Sessions: max(h.Sessions, 0),
 	}
 }
 

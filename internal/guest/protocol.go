@@ -47,6 +47,8 @@ type Health struct {
 	Kernel  string `json:"kernel"`  // uname -r
 	BootID  string `json:"boot_id"` // /proc/sys/kernel/random/boot_id
 	Init    string `json:"init"`    // what is pid 1: path of the image's init, or "agent"
+	// Sessions is how many commands, shells and transfers are under way.
+	Sessions int `json:"sessions"`
 }
 
 // Identity is PUT /v1/identity: all that makes this guest this VM. It is
@@ -90,13 +92,24 @@ type Mount struct {
 	Grow bool `json:"grow,omitempty"`
 }
 
+// Grow is POST /v1/grow: enlarge the filesystem mounted at Path to its device.
+type Grow struct {
+	Path string `json:"path"`
+}
+
 // Intent is what a guest does next, told on GET /v1/end: that request is
 // answered when the image's init begins to end, and never otherwise.
 type Intent struct {
-	// Action is "reboot" or "poweroff"; after the second a VMM has to be
-	// killed, since Firecracker idles for ever.
+	// Action is ActionReboot or ActionPowerOff; after the second a VMM has to
+	// be killed, since Firecracker idles for ever.
 	Action string `json:"action"`
 }
+
+// What a guest may intend.
+const (
+	ActionReboot   = "reboot"
+	ActionPowerOff = "poweroff"
+)
 
 // Port is a socket in the guest on which something listens; GET /v1/ports
 // lists them.

@@ -67,10 +67,13 @@ type GrowRequest struct {
 	ID string `json:"id"`
 }
 
-// FsckRequest checks a disk of a VM that does not run: "root" or "work".
+// FsckRequest checks a disk of a VM that does not run: "root" or "work". What
+// can be mended without losing a file is mended; with Repair, everything is,
+// whatever it costs.
 type FsckRequest struct {
-	ID   string `json:"id"`
-	Disk string `json:"disk"`
+	ID     string `json:"id"`
+	Disk   string `json:"disk"`
+	Repair bool   `json:"repair,omitempty"`
 }
 
 // Checked is what e2fsck said.
@@ -137,21 +140,27 @@ type Exit struct {
 
 // HostFacts are what preflight and doctor ask root about.
 type HostFacts struct {
-	KVM           string `json:"kvm"` // empty = usable, otherwise what is wrong
-	DeviceMapper  string `json:"device_mapper"`
-	Loop          string `json:"loop"`
-	Tun           string `json:"tun"`
-	CgroupV2      string `json:"cgroup_v2"`
-	Jail          string `json:"jail"`
-	Firecracker   string `json:"firecracker"` // version
-	Jailer        string `json:"jailer"`      // version
-	Programs      string `json:"programs"`    // empty = both are what was installed
-	HelperVersion string `json:"helper_version"`
+	KVM          string `json:"kvm"` // empty = usable, otherwise what is wrong
+	DeviceMapper string `json:"device_mapper"`
+	Loop         string `json:"loop"`
+	Tun          string `json:"tun"`
+	CgroupV2     string `json:"cgroup_v2"`
+	NFT          string `json:"nft"`
+	Forwarding   string `json:"forwarding"` // empty = the host forwards IPv4, as NAT needs
+	// Firewall has a sentence for each thing that another firewall takes from
+	// guests, with what to do.
+	Firewall      []string `json:"firewall,omitempty"`
+	Jail          string   `json:"jail"`
+	Firecracker   string   `json:"firecracker"` // version
+	Jailer        string   `json:"jailer"`      // version
+	Programs      string   `json:"programs"`    // empty = both are what was installed
+	HelperVersion string   `json:"helper_version"`
 }
 
 // Problem codes of the helper beside those of package api.
 const (
 	CodeBlobUnknown = "blob_unknown" // vm.launch: send it with blob.put first
 	CodeBusy        = "busy"
+	CodeDamaged     = "damaged"   // vm.fsck: e2fsck could not mend the disk
 	CodeVMMEnded    = "vmm_ended" // vm.launch: Firecracker ended before it answered
 )

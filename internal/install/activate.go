@@ -30,12 +30,22 @@ var services = []service{
 	{name: "bangerd", programs: []string{"bangerd", "banger-agent"}, always: true},
 }
 
+// guestsUnit stops the VMs when the host goes down.
+const guestsUnit = "banger-guests.service"
+
 // patience with bangerd, which may have a store to migrate and VMs to find.
 const patience = 90 * time.Second
 
 // activate makes what runs equal to what is installed. VMs are not touched.
 func (h *host) activate(ctx context.Context, changed map[string]bool) error {
 	h.loadModules(ctx)
+	if changed[paths.SysctlFile] {
+		// What systemd-sysctl does at boot. A host that forbids it is told
+		// when somebody asks for NAT.
+		if err := os.WriteFile(h.at("/proc/sys/net/ipv4/ip_forward"), []byte("1\n"), 0o644); err != nil {
+			h.say("warning: cannot let the host forward packets: %v", err)
+		}
+	}
 	for path := range changed {
 		if strings.HasPrefix(path, paths.UnitDir+"/") {
 			if _, err := h.run(ctx, "systemctl", "daemon-reload"); err != nil {
@@ -48,6 +58,10 @@ func (h *host) activate(ctx context.Context, changed map[string]bool) error {
 		if err := h.bringUp(ctx, s, changed); err != nil {
 			return fmt.Errorf("cannot bring up %s: %w", s.name, err)
 		}
+	}
+	// Never restarted: its end is the VMs'.
+	if err := h.enable(ctx, guestsUnit); err != nil {
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()

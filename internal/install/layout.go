@@ -21,6 +21,7 @@ const (
 	modulesFile  = "/etc/modules-load.d/banger.conf"
 	udevFile     = "/etc/udev/rules.d/59-banger.rules"
 	dropInDir    = paths.UnitDir + "/banger-vm-.service.d"
+	fsckInDir    = paths.UnitDir + "/banger-fsck-.service.d"
 
 	daemonRunDir = "/run/banger"
 
@@ -52,7 +53,9 @@ func directories(own owner) []directory {
 		{path: paths.LibexecDir, mode: 0o755},
 		{path: filepath.Dir(modulesFile), mode: 0o755, shared: true},
 		{path: filepath.Dir(udevFile), mode: 0o755, shared: true},
+		{path: filepath.Dir(paths.SysctlFile), mode: 0o755, shared: true},
 		{path: dropInDir, mode: 0o755},
+		{path: fsckInDir, mode: 0o755},
 		{path: paths.HelperDir, mode: 0o711},
 		{path: filepath.Dir(paths.BlobDir), mode: 0o700},
 		{path: paths.BlobDir, mode: 0o700},
@@ -95,7 +98,7 @@ func (h *host) files(own owner, uidBase int, from string) ([]file, error) {
 	if err != nil {
 		return nil, err
 	}
-	files = append(files, textFile(paths.InstallFile, text), textFile(modulesFile, modulesText), textFile(udevFile, udevText))
+	files = append(files, textFile(paths.InstallFile, text), textFile(modulesFile, modulesText), textFile(udevFile, udevText), textFile(paths.SysctlFile, sysctlText))
 	if _, err := os.Lstat(h.at(paths.ConfigFile)); os.IsNotExist(err) {
 		files = append(files, textFile(paths.ConfigFile, settings))
 	}

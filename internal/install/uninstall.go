@@ -63,10 +63,12 @@ func (h *host) uninstall(ctx context.Context, purge bool) (err error) {
 	return err
 }
 
-// stopAll ends the daemon first, which would start VMs again, then the VMs,
-// whose end still needs the helper, then the rest.
+// stopAll asks the guests first, then ends the daemon, which would start VMs
+// again, then the VMs that are left, whose end still needs the helper, then
+// the rest.
 func (h *host) stopAll(ctx context.Context, m *manifest) error {
 	for _, units := range [][]string{
+		h.present(m, guestsUnit),
 		h.present(m, "bangerd.socket", "bangerd.service"),
 		{"banger-vm-*.service", "banger-fsck-*.service"},
 		h.present(m, "banger-helper.socket", "banger-helper.service"),
@@ -76,7 +78,12 @@ func (h *host) stopAll(ctx context.Context, m *manifest) error {
 			return err
 		}
 	}
-	if units := h.present(m, "bangerd.socket", "bangerd.service", "banger-helper.socket"); len(units) > 0 {
+	if helper := paths.LibexecDir + "/banger-helper"; len(m.Files[helper]) > 0 {
+		if _, err := h.run(ctx, h.at(helper), "forget-network"); err != nil {
+			h.say("warning: cannot remove the VMs' bridge and firewall rules: %v", err)
+		}
+	}
+	if units := h.present(m, guestsUnit, "bangerd.socket", "bangerd.service", "banger-helper.socket"); len(units) > 0 {
 		if _, err := h.run(ctx, append([]string{"systemctl", "disable", "--quiet"}, units...)...); err != nil {
 			return fmt.Errorf("cannot disable the units: %w", err)
 		}

@@ -30,7 +30,7 @@ func TestUninstallKeepsState(t *testing.T) {
 			stops = append(stops, strings.TrimPrefix(c, "systemctl stop "))
 		}
 	}
-	if want := []string{"bangerd.service bangerd.socket", "banger-vm-0123456789ab.service", "banger-helper.service banger-helper.socket"}; !slices.Equal(stops, want) {
+	if want := []string{"banger-guests.service", "bangerd.service bangerd.socket", "banger-vm-0123456789ab.service", "banger-helper.service banger-helper.socket"}; !slices.Equal(stops, want) {
 		t.Errorf("stopped %q, want %q", stops, want)
 	}
 	for _, path := range []string{paths.BinDir + "/banger", paths.LibexecDir, unitPath("bangerd.service"), paths.InstallFile, modulesFile, "/run/banger"} {

@@ -3,6 +3,7 @@ package install
 import (
 	"embed"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"strings"
 	"text/template"
@@ -11,7 +12,7 @@ import (
 	"banger/internal/paths"
 )
 
-// units are templates over installed.Record.
+// units are templates over installed.Record, laid out as in paths.UnitDir.
 //
 //go:embed units
 var units embed.FS
@@ -22,6 +23,14 @@ const modulesText = `# Written by banger system install.
 loop
 dm_snapshot
 tun
+bridge
+nf_tables
+`
+
+// sysctlText lets the host route, which NAT needs. banger's own rules decide
+// what comes from and goes to VMs; see docs/network.md for the rest of the host.
+const sysctlText = `# Written by banger system install.
+net.ipv4.ip_forward = 1
 `
 
 // udevText keeps udev from probing the disks of VMs: guests write what is on
@@ -33,33 +42,31 @@ KERNEL=="dm-*", ATTR{dm/name}=="fc-*", ENV{UDEV_DISABLE_PERSISTENT_STORAGE_RULES
 LABEL="banger_end"
 `
 
-// renderUnits returns the unit files of an installation: drop-ins (.conf) are
-// for every VM's unit, the rest are units of their own.
-func renderUnits(r installed.Record) ([]file, error) {
-	entries, err := units.ReadDir("units")
-	if err != nil {
-		return nil, fmt.Errorf("cannot read the built-in units: %w", err)
-	}
-	var files []file
-	for _, e := range entries {
-		raw, err := units.ReadFile("units/" + e.Name())
-		if err != nil {
-			return nil, fmt.Errorf("cannot read the built-in units: %w", err)
+// renderUnits returns the unit files of an installation and the drop-ins, which
+// are for the units that banger-helper makes.
+func renderUnits(r installed.Record) (files []file, err error) {
+	err = fs.WalkDir(units, "units", func(name string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
 		}
-		t, err := template.New(e.Name()).Option("missingkey=error").Parse(string(raw))
+		raw, err := units.ReadFile(name)
 		if err != nil {
-			return nil, fmt.Errorf("cannot read the built-in units: %w", err)
+			return err
+		}
+		t, err := template.New(name).Option("missingkey=error").Parse(string(raw))
+		if err != nil {
+			return err
 		}
 		var text strings.Builder
 		text.WriteString("# Written by banger system install. Own settings: systemctl edit.\n")
 		if err := t.Execute(&text, r); err != nil {
-			return nil, fmt.Errorf("cannot render unit %s: %w", e.Name(), err)
+			return err
 		}
-		path := filepath.Join(paths.UnitDir, e.Name())
-		if strings.HasSuffix(e.Name(), ".conf") {
-			path = filepath.Join(dropInDir, e.Name())
-		}
-		files = append(files, textFile(path, text.String()))
+		files = append(files, textFile(filepath.Join(paths.UnitDir, strings.TrimPrefix(name, "units/")), text.String()))
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("cannot render the built-in units: %w", err)
 	}
 	return files, nil
 }

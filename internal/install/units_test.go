@@ -2,6 +2,7 @@ package install
 
 import (
 	"flag"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -26,7 +27,7 @@ func TestUnits(t *testing.T) {
 		if strings.Contains(f.text, "{{") || strings.Contains(f.text, "<no value>") {
 			t.Errorf("%s is not rendered whole", f.path)
 		}
-		name := filepath.Join("testdata", filepath.Base(f.path))
+		name := filepath.Join("testdata", strings.TrimPrefix(f.path, paths.UnitDir))
 		golden[name] = true
 		if *update {
 			if err := os.WriteFile(name, []byte(f.text), 0o644); err != nil {
@@ -41,13 +42,13 @@ func TestUnits(t *testing.T) {
 			t.Errorf("%s differs (go test -update, if it is meant):\n%s", f.path, diff)
 		}
 	}
-	entries, err := filepath.Glob("testdata/*")
+	err = filepath.WalkDir("testdata", func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() && !golden[path] {
+			t.Errorf("%s is no unit any more", path)
+		}
+		return err
+	})
 	if err != nil {
 		t.Fatal(err)
-	}
-	for _, e := range entries {
-		if !golden[e] {
-			t.Errorf("%s is no unit any more", e)
-		}
 	}
 }

@@ -148,6 +148,12 @@ func (r Record) GuestAddress(slot int) (netip.Prefix, bool) {
 	return netip.PrefixFrom(addr, own.Bits()), own.Contains(addr) && own.Contains(addr.Next())
 }
 
+// Gateway is the bridge's own address, through which guests reach the rest.
+func (r Record) Gateway() netip.Addr {
+	own, _ := netip.ParsePrefix(r.Network) // checked when it was read
+	return own.Addr()
+}
+
 // GuestMAC is the hardware address of the guest with that IPv4 address.
 func GuestMAC(addr netip.Addr) net.HardwareAddr {
 	b := addr.As4()

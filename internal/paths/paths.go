@@ -20,6 +20,9 @@ const (
 	// ExitDir holds ID.json for each VMM that ended, written by root.
 	ExitDir = HelperRunDir + "/exit"
 
+	// SysctlFile lets the host forward what guests with NAT send.
+	SysctlFile = "/etc/sysctl.d/60-banger.conf"
+
 	BinDir     = "/usr/local/bin"
 	LibexecDir = "/usr/local/libexec/banger"
 	UnitDir    = "/etc/systemd/system"
@@ -31,6 +34,10 @@ const (
 	JailKernel = "/vmlinux"
 	JailInitrd = "/initrd"
 	JailRootfs = "/rootfs"
-	JailAPI    = "/run/api.sock"
-	JailVsock  = "/run/vsock.sock"
+	JailWork   = "/work"
+	// JailMetrics is a FIFO, so what a VMM writes there is bounded.
+	JailMetrics = "/metrics"
+
+	JailAPI   = "/run/api.sock"
+	JailVsock = "/run/vsock.sock"
 )

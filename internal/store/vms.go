@@ -136,6 +136,17 @@ func (s *Store) ActiveVMs(ctx context.Context) ([]*VM, error) {
 	return s.queryVMs(ctx, `WHERE v.state IN (?,?,?,?)`, api.StateStarting, api.StateRunning, api.StatePaused, api.StateStopping)
 }
 
+// IdleStopVMs lists the running VMs that are to be stopped when nobody uses
+// them.
+func (s *Store) IdleStopVMs(ctx context.Context) ([]*VM, error) {
+	return s.queryVMs(ctx, `WHERE v.state = ? AND v.idle_stop > 0`, api.StateRunning)
+}
+
+// AutostartVMs lists the VMs that are to be started with the host.
+func (s *Store) AutostartVMs(ctx context.Context) ([]*VM, error) {
+	return s.queryVMs(ctx, `WHERE v.autostart = 1 ORDER BY v.created_at, v.id`)
+}
+
 func (s *Store) queryVMs(ctx context.Context, where string, args ...any) ([]*VM, error) {
 	rows, err := s.db.QueryContext(ctx, vmSelect+where, args...)
 	if err != nil {

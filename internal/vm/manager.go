@@ -25,6 +25,7 @@ import (
 	"banger/internal/guest"
 	"banger/internal/helper"
 	"banger/internal/identity"
+	"banger/internal/installed"
 	"banger/internal/store"
 )
 
@@ -37,6 +38,10 @@ type Helper interface {
 	Handover(ctx context.Context, id string) error
 	Kill(ctx context.Context, id string) error
 	Cleanup(ctx context.Context, id string) error
+	Grow(ctx context.Context, id string) (helper.Disk, error)
+	Fsck(ctx context.Context, r helper.FsckRequest) (helper.Checked, error)
+	EnsureBridge(ctx context.Context) (helper.Network, error)
+	ApplyNetwork(ctx context.Context, r helper.NetworkRequest) error
 }
 
 // Causes of a cancelled context that mean something here.
@@ -66,13 +71,29 @@ type Options struct {
 	Helper  Helper
 	Kernels Kernels
 	Hosts   Hosts
+	Disks   Disks
+	Names   Names
 	Log     *slog.Logger
+	Record  installed.Record
 	// StateDir holds images/ and vms/.
 	StateDir string
 	ExitDir  string
+	// JailDir holds a directory for each VM; it belongs to JailOwner.
+	JailDir   string
+	JailOwner int
+	// AutostartMark is a file that is gone after a boot of the host.
+	AutostartMark string
+	// Zone is the domain of the VMs' names.
+	Zone string
+	// Reserve is what must stay free on the state directory's filesystem, in
+	// bytes: a full one makes a dm-snapshot invalid for good.
+	Reserve int64
 	// Defaults of a VM, and how long a start may take.
 	DefaultImage, DefaultKernel string
 	DefaultVCPU, DefaultMemory  int
+	DefaultDisk                 int64
+	DefaultNAT                  bool
+	DefaultIdleStop             time.Duration
 	StartTimeout                time.Duration
 }
 
@@ -80,9 +101,12 @@ type Options struct {
 // is done one after the other.
 type Manager struct {
 	Options
-	locks keyedLocks
-	exits *exitWatch
-	boot  string // boot id of the host
+	locks    keyedLocks
+	starting keyedLocks
+	exits    *exitWatch
+	boot     string // boot id of the host
+	guests   attendants
+	activity activity
 
 	tasks  sync.WaitGroup // background work on VMs that ended
 	closed context.CancelCauseFunc
@@ -104,6 +128,10 @@ func NewManager(ctx context.Context, o Options) (*Manager, error) {
 	if err := m.reconcile(ctx); err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
+	if err := m.autostart(o.AutostartMark); err != nil {
+		m.Log.ErrorContext(ctx, "cannot start VMs with the host", "error", err)
+	}
+	m.tasks.Go(m.stopIdle)
 	return m, nil
 }
 
@@ -119,13 +147,14 @@ func (m *Manager) Close() error {
 // it is started.
 func (m *Manager) Create(ctx context.Context, spec api.VMSpec) (*store.VM, error) {
 	v := &store.VM{State: api.StateCreated, Slot: -1, CreatedAt: time.Now().UTC(), Name: spec.Name,
-		VCPU: m.DefaultVCPU, MemoryMiB: m.DefaultMemory}
-	if spec.VCPU != nil {
-		v.VCPU = *spec.VCPU
-	}
-	if spec.MemoryMiB != nil {
-		v.MemoryMiB = *spec.MemoryMiB
-	}
+		VCPU: m.DefaultVCPU, MemoryMiB: m.DefaultMemory, DiskBytes: m.DefaultDisk, NAT: m.DefaultNAT,
+		Network: spec.Network, Autostart: spec.Autostart, Restart: api.Restart(or(string(spec.Restart), string(api.RestartNo))),
+		IdleStop: int(m.DefaultIdleStop.Seconds())}
+	set(&v.VCPU, spec.VCPU)
+	set(&v.MemoryMiB, spec.MemoryMiB)
+	set(&v.DiskBytes, spec.DiskBytes)
+	set(&v.NAT, spec.NAT)
+	set(&v.IdleStop, spec.IdleStopSeconds)
 	if err := m.resolve(ctx, v, spec); err != nil {
 		return nil, err
 	}
@@ -155,8 +184,8 @@ func (m *Manager) resolve(ctx context.Context, v *store.VM, spec api.VMSpec) err
 	if guest.ValidID(spec.Name) { // it could be mistaken for another VM's id
 		return api.BadRequest("cannot create VM: the name %q looks like an id", spec.Name).WithHint("choose another with --name")
 	}
-	if v.VCPU < 1 || v.VCPU > maxVCPU {
-		return api.BadRequest("cannot create VM: %d vCPUs are not possible", v.VCPU).WithHint("give 1 to %d with --vcpu", maxVCPU)
+	if err := checkSettings("create", v); err != nil {
+		return err
 	}
 	image, err := m.Store.Image(ctx, or(spec.Image, m.DefaultImage))
 	if errors.Is(err, store.ErrNotFound) {
@@ -178,6 +207,38 @@ func (m *Manager) resolve(ctx context.Context, v *store.VM, spec api.VMSpec) err
 	}
 	v.ImageID, v.ImageName, v.KernelID, v.KernelName = image.ID, image.Name, kernel.ID, kernel.Name
 	return nil
+}
+
+// Sizes of a work disk, in bytes.
+const (
+	minDisk = 16 << 20
+	maxDisk = 16 << 40
+)
+
+// maxIdleStop is ten years; more is a mistake.
+const maxIdleStop = 10 * 365 * 24 * 3600
+
+// checkSettings refuses what no host could give. doing completes "cannot … VM".
+func checkSettings(doing string, v *store.VM) error {
+	refuse := func(format string, args ...any) *api.Problem {
+		return api.BadRequest("cannot "+doing+" VM: "+format, args...)
+	}
+	switch {
+	case v.VCPU < 1 || v.VCPU > maxVCPU:
+		return refuse("%d vCPUs are not possible", v.VCPU).WithHint("give 1 to %d with --vcpu", maxVCPU)
+	case v.DiskBytes != 0 && (v.DiskBytes < minDisk || v.DiskBytes > maxDisk):
+		return refuse("a work disk of %d bytes is not possible", v.DiskBytes).WithHint("give 16M to 16T with --disk, or 0 for none")
+	case v.Network != "" && !guest.ValidName(v.Network):
+		return refuse("%q cannot be the name of a network", v.Network).
+			WithHint("a name has 1 to 63 characters of a-z, 0-9 and '-', and no '-' at either end")
+	case v.IdleStop < 0 || v.IdleStop > maxIdleStop:
+		return refuse("a VM cannot be stopped after being idle for %d seconds", v.IdleStop).WithHint("give e.g. 30m with --idle-stop, or 0 for never")
+	}
+	switch v.Restart {
+	case api.RestartNo, api.RestartOnFailure, api.RestartAlways, api.RestartNever:
+		return nil
+	}
+	return refuse("%q is no restart policy", v.Restart).WithHint("give no, on-failure, always or never with --restart")
 }
 
 // refusedInsert puts the store's refusal in a person's words.
@@ -212,6 +273,11 @@ func (m *Manager) Dial(ctx context.Context, ref string, port uint32) (*net.UnixC
 	v, err := m.Get(ctx, ref)
 	if err != nil {
 		return nil, err
+	}
+	m.touch(v.ID)
+	if v.State == api.StatePaused {
+		return nil, api.Problemf(http.StatusConflict, api.CodePaused, "cannot reach VM %q: it is paused", v.Name).
+			WithHint("resume it with `banger vm resume %s`", v.Name)
 	}
 	if v.State != api.StateRunning {
 		return nil, api.Conflict("cannot reach VM %q: it is %s", v.Name, v.State).
@@ -256,6 +322,13 @@ func (m *Manager) dir(v *store.VM) string { return filepath.Join(m.StateDir, "vm
 
 // UnitOf names the systemd unit of a VM.
 func UnitOf(id string) string { return "banger-vm-" + id + ".service" }
+
+// set takes a wish that was expressed.
+func set[T any](to *T, wish *T) {
+	if wish != nil {
+		*to = *wish
+	}
+}
 
 func newID() string {
 	var b [6]byte

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"banger/api"
+	"banger/internal/fault"
 )
 
 // Reporter is told of the stages a person sees. It must not block.
@@ -44,7 +45,9 @@ func runSteps[T any](ctx context.Context, log *slog.Logger, rep Reporter, steps 
 				rep.Stage(s.stage, s.detail)
 			}
 			begun := time.Now()
-			err = s.run(t, ctx)
+			if err = s.run(t, ctx); err == nil {
+				err = fault.Point(ctx, "start."+s.name)
+			}
 			spent := time.Since(begun)
 			times = append(times, api.PhaseTime{Phase: s.name, Milliseconds: float64(spent.Microseconds()) / 1000})
 			if err == nil {
@@ -71,6 +74,9 @@ func undoSteps[T any](ctx context.Context, log *slog.Logger, steps []step[T], t 
 		}
 		undoCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 		err := s.undo(t, undoCtx)
+		if err == nil {
+			err = fault.Point(undoCtx, "rollback."+s.name)
+		}
 		cancel()
 		if err != nil {
 			log.ErrorContext(ctx, "rollback_"+s.name, "error", err)

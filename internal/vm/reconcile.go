@@ -7,11 +7,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
 	"banger/api"
 	"banger/internal/guest"
+	"banger/internal/helper"
 	"banger/internal/store"
 )
 
@@ -34,6 +36,9 @@ func (m *Manager) reconcile(ctx context.Context) error {
 			// One VM in trouble must not keep the others from being served.
 			m.Log.ErrorContext(ctx, "cannot reconcile", "vm", v.ID, "name", v.Name, "error", err)
 		}
+	}
+	if err := m.reapplyNetwork(ctx, vs); err != nil {
+		m.Log.ErrorContext(ctx, "cannot apply the VMs' network policies", "error", err)
 	}
 	units, err := filepath.Glob(cgroupDir + UnitOf("*"))
 	if err != nil {
@@ -74,13 +79,14 @@ func (m *Manager) reconcileOne(ctx context.Context, v *store.VM) error {
 		return err
 	}
 	switch {
-	case v.State == api.StateRunning && over:
-		return m.ended(ctx, v, e)
-	case v.State == api.StateRunning && runs:
-		m.Log.InfoContext(ctx, "adopted", "vm", v.ID, "name", v.Name)
+	case hasVMM(v.State) && over:
+		m.tasks.Go(func() { m.exited(e) }) // it may have to be started again
 		return nil
-	case v.State == api.StateRunning:
-		return m.setState(ctx, v, api.StateFailed, "firecracker ended while bangerd was not running")
+	case hasVMM(v.State) && runs:
+		m.Log.InfoContext(ctx, "adopted", "vm", v.ID, "name", v.Name)
+		return m.adopt(ctx, v)
+	case hasVMM(v.State):
+		return m.failed(ctx, v, "firecracker ended while bangerd was not running")
 	case v.State == api.StateStopping && runs && !over:
 		m.tasks.Go(func() { m.finishStop(v.ID) })
 		return nil
@@ -92,6 +98,29 @@ func (m *Manager) reconcileOne(ctx context.Context, v *store.VM) error {
 		return m.setState(ctx, v, api.StateStopped, "")
 	}
 	return m.setState(ctx, v, api.StateFailed, "bangerd ended while the VM was starting")
+}
+
+// adopt makes a VM that outlived the last bangerd one of this one's.
+func (m *Manager) adopt(ctx context.Context, v *store.VM) error {
+	m.touch(v.ID) // nobody knows how long it was idle
+	m.attend(v)
+	// The policies of all are told in one request, see reconcile.
+	return dnsName{m: m}.postStart(ctx, v)
+}
+
+// reapplyNetwork tells the helper the policies of all VMs that have a VMM: it
+// may have been away as well, and whatever else has a policy has ended.
+func (m *Manager) reapplyNetwork(ctx context.Context, vs []*store.VM) error {
+	r := helper.NetworkRequest{Whole: true, Guests: []helper.GuestNetwork{}}
+	for _, v := range vs {
+		if hasVMM(v.State) {
+			r.Guests = append(r.Guests, guestNetwork(v))
+		}
+	}
+	if len(r.Guests) == 0 {
+		return nil // the bridge comes with the first start
+	}
+	return m.Helper.ApplyNetwork(ctx, r)
 }
 
 // lateStop is how long a guest that was asked to end before bangerd restarted
@@ -116,7 +145,7 @@ func (m *Manager) finishStop(id string) {
 		if err := m.clear(context.WithoutCancel(m.ctx), v); err != nil {
 			return err
 		}
-		return m.setState(context.WithoutCancel(m.ctx), v, api.StateStopped, "")
+		return m.stopped(context.WithoutCancel(m.ctx), v, "")
 	})
 	if err != nil && m.ctx.Err() == nil {
 		m.Log.Error("cannot finish a stop", "vm", id, "error", err)
@@ -133,4 +162,15 @@ func unitRuns(id string) (bool, error) {
 		return false, fmt.Errorf("cannot see whether %s runs: %w", UnitOf(id), err)
 	}
 	return strings.Contains(string(raw), "populated 1"), nil
+}
+
+// unitPID is the VMM's process, 0 if it cannot be told.
+func unitPID(id string) int {
+	raw, err := os.ReadFile(cgroupDir + UnitOf(id) + "/cgroup.procs")
+	if err != nil {
+		return 0
+	}
+	first, _, _ := strings.Cut(string(raw), "\n")
+	pid, _ := strconv.Atoi(first)
+	return pid
 }

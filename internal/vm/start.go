@@ -8,8 +8,8 @@ import (
 	"time"
 
 	"banger/api"
-	"banger/internal/guest"
 	"banger/internal/helper"
+	"banger/internal/paths"
 	"banger/internal/store"
 )
 
@@ -25,26 +25,67 @@ type startRun struct {
 	base        string // of the image, relative to the state directory
 	overlay     string // relative to the state directory
 	overlayMade bool   // by this run, so that only this run may remove it
-	doc         guest.Identity
+	machine     machine
 	launched    bool
 	ended       <-chan helper.Exit // the VMM's end, from before it was launched
+}
+
+// startSteps is the start of a VM. Names, order, stages and details are part
+// of the interface, see docs/architecture.md.
+var startSteps = []step[*startRun]{
+	{name: "preflight", stage: "preflight", detail: "checking host prerequisites", run: (*startRun).preflight},
+	{name: "cleanup_runtime", run: (*startRun).cleanupRuntime},
+	{name: "bridge", run: (*startRun).ensureBridge},
+	{name: "socket_dir", run: (*startRun).checkJailParents},
+	{name: "prepare_sockets", run: (*startRun).prepareSockets},
+	{name: "system_overlay", stage: "prepare_rootfs", detail: "preparing system overlay",
+		attrs: func(r *startRun) []any { return []any{"overlay_path", r.overlay} },
+		run:   (*startRun).makeOverlay, undo: (*startRun).removeOverlay},
+	{name: "dm_snapshot", stage: "prepare_rootfs", detail: "creating root filesystem snapshot",
+		attrs: func(r *startRun) []any { return []any{"dm_name", "fc-rootfs-" + r.vm.ID} },
+		run:   (*startRun).attach, undo: (*startRun).detach},
+	{name: "fsck_snapshot", run: (*startRun).checkRoot},
+	{name: "patch_root_overlay", stage: "prepare_rootfs", detail: "writing guest configuration",
+		run: (*startRun).writeIdentity},
+	{name: "prepare_host_features", stage: "prepare_host_features", detail: "preparing host-side vm features",
+		run: (*startRun).prepareFeatures, undo: (*startRun).cleanupFeatures},
+	{name: "tap", run: (*startRun).reserveTap, undo: (*startRun).removeTap},
+	{name: "metrics_file", attrs: func(r *startRun) []any { return []any{"metrics_path", r.metricsPath()} },
+		run: (*startRun).chooseMetrics},
+	{name: "firecracker_binary", run: (*startRun).checkBinaries},
+	{name: "firecracker_launch", stage: "boot_firecracker", detail: "starting firecracker",
+		attrs: func(r *startRun) []any {
+			return []any{"log_path", "journal:" + UnitOf(r.vm.ID), "metrics_path", r.metricsPath()}
+		},
+		run: (*startRun).launchAndBoot, undo: (*startRun).kill},
+	{name: "socket_access", attrs: func(r *startRun) []any { return []any{"api_socket", r.jail.root + paths.JailAPI} },
+		run: (*startRun).checkAPI},
+	{name: "vsock_access", attrs: func(r *startRun) []any {
+		return []any{"vsock_path", r.jail.root + paths.JailVsock, "vsock_cid", guestCID}
+	}, run: (*startRun).checkVsock},
+	{name: "wait_vsock_agent", stage: "wait_vsock_agent", detail: "waiting for guest vsock agent",
+		run: (*startRun).waitAgent},
+	{name: "post_start_features", stage: "wait_guest_ready", detail: "waiting for guest services",
+		run: (*startRun).postStart, undo: (*startRun).cleanupFeatures},
+	{name: "persist", stage: "finalize", detail: "saving vm state", run: (*startRun).persist},
 }
 
 // Start boots a VM and returns once commands can be run in it. When it fails
 // the VM is left in the state failed, with the reason, and holds nothing.
 func (m *Manager) Start(ctx context.Context, id string, rep Reporter) error {
 	return m.locked(ctx, id, func(v *store.VM) error {
-		if v.State == api.StateRunning {
-			return api.Conflict("cannot start VM %q: it is running", v.Name)
+		if v.State == api.StateRunning || v.State == api.StatePaused {
+			return api.Conflict("cannot start VM %q: it is %s", v.Name, v.State)
 		}
 		return m.start(ctx, v, rep)
 	})
 }
 
+// start needs the VM's lock.
 func (m *Manager) start(ctx context.Context, v *store.VM, rep Reporter) error {
 	log := m.Log.With("vm", v.ID, "name", v.Name)
 	again := !v.StartedAt.IsZero()
-	v.StartedAt, v.HostBoot, v.Guest, v.Timing = time.Now().UTC(), m.boot, nil, nil
+	v.StartedAt, v.HostBoot, v.Guest, v.Timing, v.Stale = time.Now().UTC(), m.boot, nil, nil, nil
 	if err := m.setState(ctx, v, api.StateStarting, ""); err != nil {
 		return err
 	}
@@ -57,9 +98,11 @@ func (m *Manager) start(ctx context.Context, v *store.VM, rep Reporter) error {
 		fmt.Errorf("it took longer than start_timeout (%s)", m.StartTimeout))
 	defer cancel()
 
+	begun := time.Now()
 	times, err := runSteps(ctx, log, rep, startSteps, r)
-	v.Timing = times
+	v.Timing = append(times, api.PhaseTime{Phase: api.PhaseTotal, Milliseconds: milliseconds(time.Since(begun))})
 	if err == nil {
+		m.attend(v)
 		// It runs: whoever cancels now is too late.
 		return m.Store.UpdateVM(context.WithoutCancel(ctx), v)
 	}
@@ -92,25 +135,9 @@ func startFailure(ctx context.Context, v *store.VM, err error) *api.Problem {
 	return p
 }
 
-// startSteps is the start of a VM, see docs/architecture.md. Phases of network
-// and host features join the list when they exist.
-var startSteps = []step[*startRun]{
-	{name: "preflight", stage: "preflight", detail: "checking host prerequisites", run: (*startRun).preflight},
-	{name: "cleanup_runtime", run: (*startRun).cleanupRuntime},
-	{name: "system_overlay", stage: "prepare_rootfs", detail: "preparing system overlay",
-		attrs: func(r *startRun) []any { return []any{"overlay_path", r.overlay} },
-		run:   (*startRun).makeOverlay, undo: (*startRun).removeOverlay},
-	{name: "dm_snapshot", stage: "prepare_rootfs", detail: "creating root filesystem snapshot",
-		attrs: func(r *startRun) []any { return []any{"dm_name", "fc-rootfs-" + r.vm.ID} },
-		run:   (*startRun).attach, undo: (*startRun).detach},
-	{name: "patch_root_overlay", stage: "prepare_rootfs", detail: "writing guest configuration",
-		run: (*startRun).writeIdentity},
-	{name: "firecracker_launch", stage: "boot_firecracker", detail: "starting firecracker",
-		run: (*startRun).launch, undo: (*startRun).kill},
-	{name: "wait_vsock_agent", stage: "wait_vsock_agent", detail: "waiting for guest vsock agent",
-		run: (*startRun).waitAgent},
-	{name: "persist", stage: "finalize", detail: "saving vm state", run: (*startRun).persist},
-}
-
 // abs turns a path relative to the state directory into an absolute one.
 func (r *startRun) abs(rel string) string { return filepath.Join(r.m.StateDir, rel) }
+
+func (r *startRun) metricsPath() string { return r.jail.root + paths.JailMetrics }
+
+func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

@@ -4,11 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"time"
 
 	"banger/api"
+	"banger/internal/fault"
+	"banger/internal/firecracker"
 	"banger/internal/guest"
 	"banger/internal/helper"
 	"banger/internal/store"
@@ -21,28 +22,74 @@ const agentTime = 5 * time.Second
 // Stopping a VM that does not run is no error.
 func (m *Manager) Stop(ctx context.Context, id string, timeout time.Duration, rep Reporter) error {
 	return m.locked(ctx, id, func(v *store.VM) error {
-		if v.State != api.StateRunning {
+		if !hasVMM(v.State) {
 			return m.settle(ctx, v)
 		}
-		ended, done := m.exits.wait(v.ID)
-		defer done()
-		if err := m.setState(ctx, v, api.StateStopping, ""); err != nil {
-			return err
-		}
-		rep.Stage("stop_guest", "asking the guest to shut down")
-		err := m.shutdownGuest(ctx, v, ended, timeout)
-		if errors.Is(err, ErrEnding) {
-			return err // the record says stopping, and the next bangerd waits on
-		}
-		if err != nil {
-			rep.Stage("kill", "stopping firecracker")
-			m.Log.WarnContext(ctx, "guest did not shut down", "vm", v.ID, "error", err)
-			if err := m.Helper.Kill(context.WithoutCancel(ctx), v.ID); err != nil {
-				return err
-			}
-		}
-		return m.setState(context.WithoutCancel(ctx), v, api.StateStopped, "")
+		return m.stop(ctx, v, timeout, rep)
 	})
+}
+
+// stop needs the VM's lock, and a VMM.
+func (m *Manager) stop(ctx context.Context, v *store.VM, timeout time.Duration, rep Reporter) error {
+	ended, done := m.exits.wait(v.ID)
+	defer done()
+	before := v.State
+	if err := m.setState(ctx, v, api.StateStopping, ""); err != nil {
+		return err
+	}
+	rep.Stage("stop_guest", "asking the guest to shut down")
+	err := fault.Point(ctx, "stop.intent")
+	if err == nil && before == api.StatePaused {
+		err = m.resumeVMM(ctx, v) // a frozen guest cannot shut down
+	}
+	if err == nil {
+		err = m.shutdownGuest(ctx, v, ended, timeout)
+	}
+	if err == nil {
+		err = fault.Point(ctx, "stop.ended")
+	}
+	if errors.Is(err, ErrEnding) {
+		return err // the record says stopping, and the next bangerd waits on
+	}
+	ctx = context.WithoutCancel(ctx)
+	if err != nil {
+		m.Log.WarnContext(ctx, "guest did not shut down", "vm", v.ID, "error", err)
+		rep.Stage("kill", "stopping firecracker")
+		if err := m.Helper.Kill(ctx, v.ID); err != nil {
+			return m.notEnded(ctx, v, before, err)
+		}
+	}
+	return m.stopped(ctx, v, "")
+}
+
+// notEnded is for a VM that could not be ended: if it still runs, its record
+// says so again.
+func (m *Manager) notEnded(ctx context.Context, v *store.VM, before api.State, cause error) error {
+	runs, err := unitRuns(v.ID)
+	switch {
+	case err != nil:
+		return errors.Join(cause, err)
+	case runs:
+		return errors.Join(cause, m.setState(ctx, v, before, v.Reason))
+	}
+	return errors.Join(cause, m.stopped(ctx, v, ""))
+}
+
+// hasVMM reports whether a VM in that state has a VMM whose end nobody asked for.
+func hasVMM(s api.State) bool { return s == api.StateRunning || s == api.StatePaused }
+
+// stopped completes the end of a VM that was asked for, or that its guest
+// wanted.
+func (m *Manager) stopped(ctx context.Context, v *store.VM, reason string) error {
+	return errors.Join(m.cleanupCapabilities(ctx, v), m.setState(ctx, v, api.StateStopped, reason))
+}
+
+func (m *Manager) resumeVMM(ctx context.Context, v *store.VM) error {
+	ctx, cancel := context.WithTimeout(ctx, agentTime)
+	defer cancel()
+	fc := firecracker.New(jailOf(v.ID, v.UID).dialAPI)
+	defer fc.Close()
+	return fc.Resume(ctx)
 }
 
 // shutdownGuest asks the guest and waits for its end. A guest half way down
@@ -55,6 +102,9 @@ func (m *Manager) shutdownGuest(ctx context.Context, v *store.VM, ended <-chan h
 	defer cancel()
 	if err := agent.Shutdown(askCtx, guest.Shutdown{GraceSeconds: int(timeout.Seconds()/2) + 1}); err != nil {
 		return fmt.Errorf("cannot ask the guest to shut down: %w", err)
+	}
+	if err := fault.Point(ctx, "stop.asked"); err != nil {
+		return err
 	}
 	return awaitEnd(ctx, ended, timeout)
 }
@@ -81,7 +131,7 @@ func awaitEnd(ctx context.Context, ended <-chan helper.Exit, timeout time.Durati
 // Kill ends the VMM at once. The guest can lose what it had not written.
 func (m *Manager) Kill(ctx context.Context, id string, rep Reporter) error {
 	return m.locked(ctx, id, func(v *store.VM) error {
-		if v.State != api.StateRunning {
+		if !hasVMM(v.State) {
 			return m.settle(ctx, v)
 		}
 		return m.kill(ctx, v, rep)
@@ -92,14 +142,22 @@ func (m *Manager) Kill(ctx context.Context, id string, rep Reporter) error {
 // stored: on a full disk it is what makes room again.
 func (m *Manager) kill(ctx context.Context, v *store.VM, rep Reporter) error {
 	ctx = context.WithoutCancel(ctx)
+	before := v.State
 	if err := m.setState(ctx, v, api.StateStopping, ""); err != nil {
 		m.Log.ErrorContext(ctx, "cannot store the intent", "vm", v.ID, "error", err)
 	}
 	rep.Stage("kill", "stopping firecracker")
-	if err := m.Helper.Kill(ctx, v.ID); err != nil {
-		return err
+	err := fault.Point(ctx, "kill.intent")
+	if err == nil {
+		err = m.Helper.Kill(ctx, v.ID)
 	}
-	return m.setState(ctx, v, api.StateStopped, "")
+	if err == nil {
+		err = fault.Point(ctx, "kill.ended")
+	}
+	if err != nil {
+		return m.notEnded(ctx, v, before, err)
+	}
+	return m.stopped(ctx, v, "")
 }
 
 // settle makes a VM that does not run stopped. One left in stopping by a
@@ -111,7 +169,7 @@ func (m *Manager) settle(ctx context.Context, v *store.VM) error {
 	if err := m.clear(ctx, v); err != nil {
 		return err
 	}
-	return m.setState(ctx, v, api.StateStopped, "")
+	return m.stopped(ctx, v, "")
 }
 
 // clear removes whatever a VM may hold on the host.
@@ -127,9 +185,9 @@ func (m *Manager) clear(ctx context.Context, v *store.VM) error {
 func (m *Manager) Delete(ctx context.Context, id string, force bool, rep Reporter) error {
 	return m.locked(ctx, id, func(v *store.VM) error {
 		switch v.State {
-		case api.StateRunning:
+		case api.StateRunning, api.StatePaused:
 			if !force {
-				return api.Conflict("cannot delete VM %q: it is running", v.Name).
+				return api.Conflict("cannot delete VM %q: it is %s", v.Name, v.State).
 					WithHint("stop it first with `banger vm stop %s`, or give --force", v.Name)
 			}
 			if err := m.kill(ctx, v, rep); err != nil {
@@ -146,45 +204,20 @@ func (m *Manager) Delete(ctx context.Context, id string, force bool, rep Reporte
 		if err := os.RemoveAll(m.dir(v)); err != nil {
 			return fmt.Errorf("cannot remove the VM's directory: %w", err)
 		}
+		if err := fault.Point(ctx, "delete.files"); err != nil {
+			return err
+		}
 		if !v.StartedAt.IsZero() {
 			if err := m.Helper.Release(ctx, v.ID); err != nil {
 				return err
 			}
 		}
+		if err := fault.Point(ctx, "delete.released"); err != nil {
+			return err
+		}
+		m.leaveGuest(v.ID)
+		m.guests.forget(v.ID)
+		m.activity.forget(v.ID)
 		return m.Store.DeleteVM(ctx, v.ID)
 	})
-}
-
-// exited is called for every VMM that ended. Whoever waits for that end has
-// been told; what remains are the ends nobody asked for.
-func (m *Manager) exited(e helper.Exit) {
-	m.tasks.Go(func() {
-		err := m.locked(m.ctx, e.ID, func(v *store.VM) error {
-			// Started again meanwhile: vm.launch has removed the record.
-			if _, err := readExit(m.ExitDir, v.ID); errors.Is(err, fs.ErrNotExist) {
-				return nil
-			}
-			switch v.State {
-			case api.StateRunning:
-				return m.ended(m.ctx, v, e)
-			case api.StateStopping: // by a stop that failed or was cut off
-				return m.setState(m.ctx, v, api.StateStopped, "")
-			}
-			return nil
-		})
-		if p, ok := errors.AsType[*api.Problem](err); ok && p.Code == api.CodeNotFound {
-			return // deleted in the meantime
-		}
-		if err != nil && m.ctx.Err() == nil {
-			m.Log.Error("cannot record the end of a VM", "vm", e.ID, "error", err)
-		}
-	})
-}
-
-// ended records an end nobody asked for: stopped if the guest did it itself.
-func (m *Manager) ended(ctx context.Context, v *store.VM, e helper.Exit) error {
-	if e.Result == "success" && e.Status == "0" {
-		return m.setState(ctx, v, api.StateStopped, "")
-	}
-	return m.setState(ctx, v, api.StateFailed, describe(e))
 }

@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"banger/api"
+	"banger/test/host"
 )
 
 // leavesNothing fails the test if it leaves anything of a VM behind.
@@ -51,7 +52,7 @@ func running(t *testing.T, args ...string) api.VM {
 	name := "t-" + strconv.FormatInt(time.Now().UnixNano(), 36)
 	must(t, append([]string{"vm", "run", "-d", "--name", name}, args...)...)
 	t.Cleanup(func() {
-		if r := banger(t, "vm", "delete", "--force", name); r.code != 0 && !strings.Contains(r.stderr, "there is no VM") {
+		if r := banger(t, "vm", "delete", "--force", name); r.Code != 0 && !strings.Contains(r.Stderr, "there is no VM") {
 			t.Errorf("delete: %+v", r)
 		}
 	})
@@ -76,7 +77,7 @@ func TestRunPassesTheExitStatusThrough(t *testing.T) {
 		126: {"/etc/passwd"},
 		137: {"sh", "-c", "kill -9 $$"},
 	} {
-		if r := banger(t, append([]string{"vm", "run", "--rm", "--"}, cmd...)...); r.code != want {
+		if r := banger(t, append([]string{"vm", "run", "--rm", "--"}, cmd...)...); r.Code != want {
 			t.Errorf("%v: %+v, want %d", cmd, r, want)
 		}
 	}
@@ -85,7 +86,7 @@ func TestRunPassesTheExitStatusThrough(t *testing.T) {
 func TestRunKeepsStreamsApart(t *testing.T) {
 	leavesNothing(t)
 	r := banger(t, "vm", "run", "--rm", "--", "sh", "-c", "echo out; echo err >&2")
-	if r.stdout != "out\n" || r.stderr != "err\n" || r.code != 0 {
+	if r.Stdout != "out\n" || r.Stderr != "err\n" || r.Code != 0 {
 		t.Errorf("%+v", r)
 	}
 }
@@ -97,7 +98,7 @@ func TestRunTakesALargeBinaryStdin(t *testing.T) {
 	if _, err := io.CopyN(h, zeros{}, size); err != nil {
 		t.Fatal(err)
 	}
-	c := command(t.Context(), "vm", "run", "--rm", "--", "sha256sum")
+	c := command(t, t.Context(), "vm", "run", "--rm", "--", "sha256sum")
 	var out, errs bytes.Buffer
 	c.Stdin, c.Stdout, c.Stderr = io.LimitReader(zeros{}, size), &out, &errs
 	if err := c.Run(); err != nil {
@@ -119,8 +120,8 @@ func TestOutputIsBinarySafe(t *testing.T) {
 		all[i] = byte(i)
 	}
 	r := bangerIn(t, all, "vm", "exec", vm.Name, "--", "cat")
-	if r.code != 0 || r.stdout != string(all) || r.stderr != "" {
-		t.Errorf("exit %d, %d bytes, stderr %q", r.code, len(r.stdout), r.stderr)
+	if r.Code != 0 || r.Stdout != string(all) || r.Stderr != "" {
+		t.Errorf("exit %d, %d bytes, stderr %q", r.Code, len(r.Stdout), r.Stderr)
 	}
 }
 
@@ -134,11 +135,11 @@ func TestExecOptions(t *testing.T) {
 		"not a tty\n":      {"-T", vm.Name, "--", "tty"},
 	} {
 		r := banger(t, append([]string{"vm", "exec"}, args...)...)
-		if r.stdout != want {
+		if r.Stdout != want {
 			t.Errorf("%v: %+v, want %q", args, r, want)
 		}
 	}
-	if r := banger(t, "vm", "exec", "-t", vm.Name, "--", "tty"); !strings.HasPrefix(r.stdout, "/dev/pts/") {
+	if r := banger(t, "vm", "exec", "-t", vm.Name, "--", "tty"); !strings.HasPrefix(r.Stdout, "/dev/pts/") {
 		t.Errorf("no terminal with -t: %+v", r)
 	}
 }
@@ -148,7 +149,7 @@ func TestInterruptEndsTheCommandAndRemovesTheVM(t *testing.T) {
 	for _, when := range []string{"running", "starting"} {
 		t.Run(when, func(t *testing.T) {
 			name := "int-" + when
-			c := command(t.Context(), "vm", "run", "--rm", "--name", name, "--", "sh", "-c", "echo up; exec sleep 1000")
+			c := command(t, t.Context(), "vm", "run", "--rm", "--name", name, "--", "sh", "-c", "echo up; exec sleep 1000")
 			out, err := c.StdoutPipe()
 			if err != nil {
 				t.Fatal(err)
@@ -162,7 +163,7 @@ func TestInterruptEndsTheCommandAndRemovesTheVM(t *testing.T) {
 				}
 			} else {
 				eventually(t, 10*time.Second, func() error {
-					if r := banger(t, "vm", "show", "--json", name); !strings.Contains(r.stdout, `"starting"`) {
+					if r := banger(t, "vm", "show", "--json", name); !strings.Contains(r.Stdout, `"starting"`) {
 						return fmt.Errorf("it is not starting: %+v", r)
 					}
 					return nil
@@ -175,8 +176,8 @@ func TestInterruptEndsTheCommandAndRemovesTheVM(t *testing.T) {
 			if code := c.ProcessState.ExitCode(); code != 130 {
 				t.Errorf("exit %d, want 130", code)
 			}
-			if r := banger(t, "vm", "show", name); r.code == 0 {
-				t.Errorf("the VM is still there: %s", r.stdout)
+			if r := banger(t, "vm", "show", name); r.Code == 0 {
+				t.Errorf("the VM is still there: %s", r.Stdout)
 			}
 		})
 	}
@@ -188,7 +189,7 @@ func TestJailOfARunningVM(t *testing.T) {
 	pid := mainPID(t, vm.Unit)
 	s := status(t, pid)
 	uid := strings.Fields(s["Uid"])[0]
-	if want := strconv.Itoa(owner.UIDBase + vm.Slot); uid != want || uid == strconv.Itoa(owner.UID) {
+	if want := strconv.Itoa(host.Owner(t).UIDBase + vm.Slot); uid != want || uid == strconv.Itoa(host.Owner(t).UID) {
 		t.Errorf("uid %s, want %s", uid, want)
 	}
 	for _, set := range []string{"CapEff", "CapPrm", "CapInh", "CapAmb"} {
@@ -295,8 +296,8 @@ func TestSystemdComesUpBehindTheAgent(t *testing.T) {
 	}
 	eventually(t, 90*time.Second, func() error {
 		r := banger(t, "vm", "exec", vm.Name, "--", "systemctl", "is-system-running")
-		if got := strings.TrimSpace(r.stdout); got != "running" && got != "degraded" {
-			return fmt.Errorf("systemd says %q %s", got, r.stderr)
+		if got := strings.TrimSpace(r.Stdout); got != "running" && got != "degraded" {
+			return fmt.Errorf("systemd says %q %s", got, r.Stderr)
 		}
 		return nil
 	})
@@ -306,11 +307,11 @@ func TestDownDaemonGivesAHint(t *testing.T) {
 	root(t, "systemctl", "stop", "bangerd.socket", "bangerd.service")
 	r := banger(t, "vm", "list")
 	root(t, "systemctl", "start", "bangerd.socket")
-	if r.code == 0 || !strings.Contains(r.stderr, "hint:") {
+	if r.Code == 0 || !strings.Contains(r.Stderr, "hint:") {
 		t.Errorf("%+v", r)
 	}
 	// The socket is there before the daemon: a command waits for it.
-	if r := banger(t, "vm", "list"); r.code != 0 {
+	if r := banger(t, "vm", "list"); r.Code != 0 {
 		t.Errorf("with a starting daemon: %+v", r)
 	}
 }
@@ -341,11 +342,11 @@ func TestBadInputIsRefusedAndLeavesNothing(t *testing.T) {
 		"VMs are made from":  {"image", "delete", vm.Image},
 	} {
 		r := banger(t, args...)
-		if r.code == 0 || !strings.Contains(r.stderr, what) || !strings.HasPrefix(r.stderr, "banger: ") {
-			t.Errorf("%v: exit %d, stderr %q; want %q", args, r.code, r.stderr, what)
+		if r.Code == 0 || !strings.Contains(r.Stderr, what) || !strings.HasPrefix(r.Stderr, "banger: ") {
+			t.Errorf("%v: exit %d, stderr %q; want %q", args, r.Code, r.Stderr, what)
 		}
-		if strings.HasPrefix(what, "image \"") && r.code != 125 {
-			t.Errorf("vm run: exit %d for banger's own failure, want 125", r.code)
+		if strings.HasPrefix(what, "image \"") && r.Code != 125 {
+			t.Errorf("vm run: exit %d for banger's own failure, want 125", r.Code)
 		}
 	}
 	if out := must(t, "image", "list"); strings.Contains(out, "bad") {

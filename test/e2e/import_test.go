@@ -65,8 +65,8 @@ func TestBadArchivesLeaveNothing(t *testing.T) {
 		"hard link out of image": archive(t, link("shadow", "../../../../etc/shadow", tar.TypeLink)),
 	} {
 		r := bangerIn(t, data, "image", "import", "hostile", "-")
-		if r.code == 0 || !strings.HasPrefix(r.stderr, "banger: ") {
-			t.Errorf("%s: exit %d, stderr %q", what, r.code, r.stderr)
+		if r.Code == 0 || !strings.HasPrefix(r.Stderr, "banger: ") {
+			t.Errorf("%s: exit %d, stderr %q", what, r.Code, r.Stderr)
 		}
 		if now := glob(t, paths.StateDir+"/images/*"); !slices.Equal(now, before) {
 			t.Errorf("%s: left %q", what, now)
@@ -74,7 +74,7 @@ func TestBadArchivesLeaveNothing(t *testing.T) {
 	}
 	// A link that would lead out ends at the image's own root, as in a chroot.
 	through := archive(t, link("out", "../../../../../../../etc", tar.TypeSymlink), file("etc/x", "x"), file("out/banger-was-here", "x"))
-	if r := bangerIn(t, through, "image", "import", "through", "-"); r.code != 0 {
+	if r := bangerIn(t, through, "image", "import", "through", "-"); r.Code != 0 {
 		t.Errorf("through a link: %+v", r)
 	}
 	must(t, "image", "delete", "through")
@@ -95,8 +95,8 @@ func TestImportOnAFullDiskLeavesNothing(t *testing.T) {
 	for what, left := range map[string]int64{"from the begin": 64 << 20, "on the way": 832 << 20} {
 		leaveFree(t, ballast, left)
 		r := bangerIn(t, big, "image", "import", "big", "-")
-		if r.code == 0 || !strings.Contains(r.stderr, "no space") || !strings.Contains(r.stderr, "hint: ") {
-			t.Errorf("short %s: exit %d, stderr %q", what, r.code, r.stderr)
+		if r.Code == 0 || !strings.Contains(r.Stderr, "no space") || !strings.Contains(r.Stderr, "hint: ") {
+			t.Errorf("short %s: exit %d, stderr %q", what, r.Code, r.Stderr)
 		}
 		if now := glob(t, paths.StateDir+"/images/*"); !slices.Equal(now, before) {
 			t.Errorf("short %s: left %q", what, now)
@@ -104,13 +104,13 @@ func TestImportOnAFullDiskLeavesNothing(t *testing.T) {
 	}
 	leaveFree(t, ballast, 64<<20)
 	r := banger(t, "vm", "run", "--rm", "--", "true")
-	if r.code != 125 || !strings.Contains(r.stderr, "free") || !strings.Contains(r.stderr, "hint: ") {
-		t.Errorf("vm run: exit %d, stderr %q", r.code, r.stderr)
+	if r.Code != 125 || !strings.Contains(r.Stderr, "free") || !strings.Contains(r.Stderr, "hint: ") {
+		t.Errorf("vm run: exit %d, stderr %q", r.Code, r.Stderr)
 	}
 	if err := os.Remove(ballast); err != nil {
 		t.Fatal(err)
 	}
-	if r := bangerIn(t, archive(t, file("small", "x")), "image", "import", "big", "-"); r.code != 0 {
+	if r := bangerIn(t, archive(t, file("small", "x")), "image", "import", "big", "-"); r.Code != 0 {
 		t.Errorf("with room again: %+v", r)
 	}
 	must(t, "image", "delete", "big")
@@ -148,7 +148,7 @@ func TestImageWithoutInit(t *testing.T) {
 	for _, applet := range []string{"sh", "cat", "sleep", "ps", "true", "sync"} {
 		members = append(members, link("bin/"+applet, "busybox", tar.TypeSymlink))
 	}
-	if r := bangerIn(t, archive(t, members...), "image", "import", "no-init", "-"); r.code != 0 {
+	if r := bangerIn(t, archive(t, members...), "image", "import", "no-init", "-"); r.Code != 0 {
 		t.Fatalf("%+v", r)
 	}
 	t.Cleanup(func() { must(t, "image", "delete", "no-init") })
@@ -158,7 +158,7 @@ func TestImageWithoutInit(t *testing.T) {
 	}
 	// An orphan ends and is reaped by pid 1.
 	r := banger(t, "vm", "exec", vm.Name, "--", "sh", "-c", "(sleep 0.1 &) ; sleep 1; ps")
-	if r.code != 0 || strings.Contains(r.stdout, "Z") {
+	if r.Code != 0 || strings.Contains(r.Stdout, "Z") {
 		t.Errorf("%+v", r)
 	}
 	must(t, "vm", "exec", vm.Name, "--", "sh", "-c", "echo kept > /root/kept")

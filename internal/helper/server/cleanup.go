@@ -16,7 +16,7 @@ import (
 // one failure does not stop the rest. The caller knows that no VMM is alive.
 func (p Places) clean(ctx context.Context, id string) error {
 	return p.locked(id, func() error {
-		return errors.Join(removeDisk(ctx, id), p.removeJail(id))
+		return errors.Join(removeDisks(ctx, id), p.removeJail(id), p.removePort(id))
 	})
 }
 
@@ -29,6 +29,9 @@ func (s *Server) cleanup(ctx context.Context, r helper.VMRequest) (helper.Empty,
 	}
 	defer leave()
 	if err := s.requireOver(ctx, r.ID); err != nil {
+		return helper.Empty{}, err
+	}
+	if err := s.endCheck(ctx, r.ID); err != nil {
 		return helper.Empty{}, err
 	}
 	return helper.Empty{}, errors.Join(s.dropNetNS(r.ID), s.places.clean(ctx, r.ID))
@@ -76,7 +79,8 @@ func (s *Server) requireOver(ctx context.Context, id string) error {
 // end of a VM's unit, with all rights, whether or not the helper service is up;
 // an administrator can run it too.
 func Cleanup(ctx context.Context, id string) error {
-	return cleanupProcess(ctx, InstalledPlaces(), id, os.Getenv, &systemd{})
+	vms, _ := newSystemd(&systemBus{})
+	return cleanupProcess(ctx, InstalledPlaces(), id, os.Getenv, vms)
 }
 
 func cleanupProcess(ctx context.Context, p Places, id string, getenv func(string) string, u units) error {

@@ -16,89 +16,229 @@ import (
 
 	"banger/api"
 	"banger/internal/helper"
+	"banger/internal/paths"
 )
 
-// chunkSectors is the unit in which the overlay takes over from the base.
+// chunkSectors is the unit in which the overlay takes over from the base. All
+// sizes are multiples of it.
 const chunkSectors = 8
 
-// attach makes the VM's root disk: the owner's base image, which is only read,
-// under his overlay.
-func (s *Server) attach(ctx context.Context, r helper.AttachRequest) (helper.Attached, error) {
-	if _, err := s.slots.lookup(r.ID); err != nil {
-		return helper.Attached{}, err
-	}
-	leave, err := s.gates.enter(ctx, r.ID)
-	if err != nil {
-		return helper.Attached{}, err
-	}
-	defer leave()
-	base, baseStat, err := s.ownerFile(r.Base, unix.O_RDONLY)
-	if err != nil {
-		return helper.Attached{}, err
-	}
-	defer base.Close()
-	overlay, overlayStat, err := s.ownerFile(r.Overlay, unix.O_RDWR)
-	if err != nil {
-		return helper.Attached{}, err
-	}
-	defer overlay.Close()
-	switch {
-	case baseStat.Dev == overlayStat.Dev && baseStat.Ino == overlayStat.Ino:
-		return helper.Attached{}, api.BadRequest("base and overlay are the same file")
-	case baseStat.Size%(chunkSectors*512) != 0 || overlayStat.Size%(chunkSectors*512) != 0:
-		return helper.Attached{}, api.BadRequest("size of base and overlay must be a multiple of %d bytes", chunkSectors*512)
-	}
+// disk is one of a VM's block devices, by names that follow from its id.
+type disk struct{ id, role, jailPath string }
 
-	var out helper.Attached
-	err = s.places.locked(r.ID, func() error {
-		dm, err := openDM()
-		if err != nil {
-			return err
-		}
-		defer dm.Close()
-		have, err := dm.status(diskName(r.ID))
-		switch {
-		case err == nil:
-			err = sameDisk(have, r.ID, &baseStat, &overlayStat)
-		case errors.Is(err, fs.ErrNotExist):
-			// The base goes through the page cache, which all VMs of one image
-			// share; the overlay has one reader, who has a cache of its own.
-			have, err = makeDisk(dm, r.ID,
-				loopFile{base, unix.LO_FLAGS_READ_ONLY}, loopFile{overlay, unix.LO_FLAGS_DIRECT_IO})
-		}
-		if err != nil {
-			return err
-		}
-		out.Root = helper.Disk{Name: diskName(r.ID), Major: unix.Major(have.dev), Minor: unix.Minor(have.dev),
-			Bytes: int64(have.targets[0].sectors) * 512}
-		return nil
-	})
-	return out, err
+func rootDisk(id string) disk { return disk{id, "rootfs", paths.JailRootfs} }
+func workDisk(id string) disk { return disk{id, "work", paths.JailWork} }
+
+// disksOf returns all disks a VM can have; each has the first.
+func disksOf(id string) []disk { return []disk{rootDisk(id), workDisk(id)} }
+
+func (d disk) name() string { return "fc-" + d.role + "-" + d.id }
+func (d disk) uuid() string { return "BANGER-" + d.role + "-" + d.id }
+
+// device is a disk that exists.
+type device struct {
+	disk
+	dmStatus
 }
 
-// loopFile is an open file and how its loop device is to be made.
-type loopFile struct {
+func (d device) number() string { return fmt.Sprintf("%d:%d", unix.Major(d.dev), unix.Minor(d.dev)) }
+
+func (d device) describe() helper.Disk {
+	return helper.Disk{Name: d.name(), Major: unix.Major(d.dev), Minor: unix.Minor(d.dev),
+		Bytes: int64(d.targets[0].sectors) * 512}
+}
+
+// find returns the device; fs.ErrNotExist if there is none, and a conflict if
+// what has its name is not ours or cannot be used.
+func (d disk) find(dm *dmControl) (device, error) {
+	st, err := dm.status(d.name())
+	if err == nil {
+		err = d.check(st)
+	}
+	return device{d, st}, err
+}
+
+func (d disk) check(st dmStatus) error {
+	switch {
+	case st.uuid != d.uuid():
+		return d.busy("was not made by banger")
+	case !st.active || st.suspended || len(st.targets) != 1:
+		return d.busy("is not usable")
+	}
+	return nil
+}
+
+func (d disk) busy(how string) error {
+	return api.Problemf(http.StatusConflict, helper.CodeBusy, "disk %s exists already and %s", d.name(), how).
+		WithHint("call vm.cleanup first")
+}
+
+// attached returns the VM's disks, the root disk first.
+func attached(id string) (out []device, err error) {
+	dm, err := openDM()
+	if err != nil {
+		return nil, err
+	}
+	defer dm.Close()
+	for _, d := range disksOf(id) {
+		have, err := d.find(dm)
+		if errors.Is(err, fs.ErrNotExist) && d != rootDisk(id) {
+			continue
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, api.Conflict("VM %s has no disk", id).WithHint("call vm.attach first")
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, have)
+	}
+	return out, nil
+}
+
+// layer is an open file of the owner and how its loop device is to be made.
+type layer struct {
 	f     *os.File
+	st    unix.Stat_t
 	flags uint32
 }
 
-func (l loopFile) attach() (*loopDevice, error) { return attachLoop(l.f, l.flags) }
+// recipe is what a disk is made of: a target over its layers. The table names
+// them in this order, before the options, and the first gives the size.
+type recipe struct {
+	disk
+	layers        []layer
+	kind, options string
+}
 
-func makeDisk(dm *dmControl, id string, baseFile, overlayFile loopFile) (st dmStatus, err error) {
-	base, err := baseFile.attach()
-	if err != nil {
-		return st, err
+// attach makes the VM's disks: the root disk of the owner's base image, which
+// is only read, under his overlay; the work disk of a file.
+func (s *Server) attach(ctx context.Context, r helper.AttachRequest) (out helper.Attached, err error) {
+	if _, err := s.slots.lookup(r.ID); err != nil {
+		return out, err
 	}
-	// From here on the dm device holds the loops, or nobody, and they go.
-	defer func() { err = errors.Join(err, base.f.Close()) }()
-	overlay, err := overlayFile.attach()
+	leave, err := s.gates.enter(ctx, r.ID)
 	if err != nil {
-		return st, err
+		return out, err
 	}
-	defer func() { err = errors.Join(err, overlay.f.Close()) }()
+	defer leave()
+	layers, err := s.layers(r)
+	defer func() {
+		for _, l := range layers {
+			err = errors.Join(err, l.f.Close())
+		}
+	}()
+	if err != nil {
+		return out, err
+	}
+	recipes := []recipe{{rootDisk(r.ID), layers[:2], "snapshot", "P " + strconv.Itoa(chunkSectors)}}
+	if r.Work != "" {
+		recipes = append(recipes, recipe{workDisk(r.ID), layers[2:], "linear", "0"})
+	}
+	var have []device
+	err = s.places.locked(r.ID, func() (err error) {
+		have, err = ensureDisks(ctx, r.ID, recipes)
+		return err
+	})
+	if err != nil {
+		return out, err
+	}
+	out.Root = have[0].describe()
+	if r.Work != "" {
+		work := have[1].describe()
+		out.Work = &work
+	}
+	return out, nil
+}
 
-	name := diskName(id)
-	if _, err := dm.create(name, diskUUID(id)); err != nil {
+// layers opens the files of a request: base, overlay and, if it has one, work.
+// They are to be closed also if it fails.
+func (s *Server) layers(r helper.AttachRequest) (out []layer, err error) {
+	// The base goes through the page cache, which all VMs of one image share;
+	// the others have one reader, who has a cache of its own.
+	out = []layer{{flags: unix.LO_FLAGS_READ_ONLY}, {flags: unix.LO_FLAGS_DIRECT_IO}, {flags: unix.LO_FLAGS_DIRECT_IO}}
+	files := []string{r.Base, r.Overlay, r.Work}
+	if r.Work == "" {
+		files = files[:2]
+	}
+	for i, path := range files {
+		l, mode := &out[i], os.O_RDWR
+		if l.flags == unix.LO_FLAGS_READ_ONLY {
+			mode = os.O_RDONLY
+		}
+		if l.f, l.st, err = s.ownerFile(path, mode); err != nil {
+			return out[:i], err
+		}
+		if l.st.Size%(chunkSectors*512) != 0 {
+			return out[:i+1], api.BadRequest("size of %.200q must be a multiple of %d bytes", path, chunkSectors*512)
+		}
+		for _, other := range out[:i] {
+			if l.st.Dev == other.st.Dev && l.st.Ino == other.st.Ino {
+				return out[:i+1], api.BadRequest("base, overlay and work must be different files")
+			}
+		}
+	}
+	return out[:len(files)], nil
+}
+
+// ensureDisks makes the disks that are not there and compares those that are.
+// If it fails, it has made none.
+func ensureDisks(ctx context.Context, id string, recipes []recipe) (out []device, err error) {
+	dm, err := openDM()
+	if err != nil {
+		return nil, err
+	}
+	defer dm.Close()
+	var made []disk
+	defer func() {
+		if err != nil {
+			for _, d := range made {
+				err = errors.Join(err, removeDisk(context.WithoutCancel(ctx), dm, d))
+			}
+		}
+	}()
+	if len(recipes) == 1 {
+		if _, err := dm.status(workDisk(id).name()); err == nil {
+			return nil, workDisk(id).busy("is not wanted")
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+	}
+	for _, r := range recipes {
+		have, err := r.find(dm)
+		switch {
+		case err == nil:
+			err = r.compare(have)
+		case errors.Is(err, fs.ErrNotExist):
+			if have.dmStatus, err = r.make(dm); err == nil {
+				made = append(made, r.disk)
+			}
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, have)
+	}
+	return out, nil
+}
+
+func (r recipe) make(dm *dmControl) (st dmStatus, err error) {
+	var loops []*loopDevice
+	// After that the dm device holds the loops, or nobody, and they go.
+	defer func() {
+		for _, l := range loops {
+			err = errors.Join(err, l.f.Close())
+		}
+	}()
+	for _, l := range r.layers {
+		loop, err := attachLoop(l.f, l.flags)
+		if err != nil {
+			return st, err
+		}
+		loops = append(loops, loop)
+	}
+	name := r.name()
+	if err := dm.create(name, r.uuid()); err != nil {
 		return st, err
 	}
 	defer func() {
@@ -106,96 +246,83 @@ func makeDisk(dm *dmControl, id string, baseFile, overlayFile loopFile) (st dmSt
 			err = errors.Join(err, dm.remove(name))
 		}
 	}()
-	if err := dm.load(name, snapshotTable(base, overlay)); err != nil {
+	if err := dm.load(name, r.table(loops)); err != nil {
 		return st, err
 	}
 	if err := dm.resume(name); err != nil {
 		return st, err
 	}
-	if st, err = dm.status(name); err == nil && len(st.targets) != 1 {
-		err = fmt.Errorf("device %s has %d targets", name, len(st.targets))
+	if st, err = dm.status(name); err == nil {
+		err = r.check(st)
 	}
 	return st, err
 }
 
-func snapshotTable(base, overlay *loopDevice) dmTarget {
-	return dmTarget{sectors: base.sectors, kind: "snapshot",
-		params: fmt.Sprintf("%s %s P %d", base.name(), overlay.name(), chunkSectors)}
+func (r recipe) table(loops []*loopDevice) dmTarget {
+	var names []string
+	for _, l := range loops {
+		names = append(names, l.name())
+	}
+	return dmTarget{loops[0].sectors, r.kind, strings.Join(append(names, r.options), " ")}
 }
 
-// sameDisk says whether an existing device is the one that was asked for:
-// ours, alive, and made of exactly these two files.
-func sameDisk(have dmStatus, id string, base, overlay *unix.Stat_t) error {
-	busy := func(format string, args ...any) error {
-		return api.Problemf(http.StatusConflict, helper.CodeBusy, "disk %s exists already and %s", diskName(id), fmt.Sprintf(format, args...)).
-			WithHint("call vm.cleanup first")
+// compare says whether a disk is the one that was asked for: of exactly these
+// files, in this way.
+func (r recipe) compare(have device) error {
+	t := have.targets[0]
+	names := strings.Fields(t.params)
+	if len(names) < len(r.layers) {
+		return r.busy("has another table")
 	}
-	if have.uuid != diskUUID(id) {
-		return busy("was not made by banger")
+	names = names[:len(r.layers)]
+	if t.kind != r.kind || t.params != strings.Join(append(names, r.options), " ") {
+		return r.busy("has another table")
 	}
-	if !have.active || have.suspended || len(have.targets) != 1 {
-		return busy("is not usable")
-	}
-	f := strings.Fields(have.targets[0].params)
-	if have.targets[0].kind != "snapshot" || len(f) != 4 || f[2] != "P" || f[3] != strconv.Itoa(chunkSectors) {
-		return busy("has another table")
-	}
-	for i, want := range []*unix.Stat_t{base, overlay} {
-		info, err := loopBacking(f[i])
+	for i, l := range r.layers {
+		info, err := loopBacking(names[i])
 		if err != nil {
-			return fmt.Errorf("cannot read what disk %s is made of: %w", diskName(id), err)
+			return fmt.Errorf("cannot read what disk %s is made of: %w", r.name(), err)
 		}
-		if info.Device != want.Dev || info.Inode != want.Ino || (info.Flags&unix.LO_FLAGS_READ_ONLY != 0) != (i == 0) {
-			return busy("is made of other files")
+		if info.Device != l.st.Dev || info.Inode != l.st.Ino || (info.Flags^l.flags)&unix.LO_FLAGS_READ_ONLY != 0 {
+			return r.busy("is made of other files")
 		}
+	}
+	if int64(t.sectors)*512 != r.layers[0].st.Size {
+		return r.busy("has another size")
 	}
 	return nil
 }
 
-// attachedDisk returns the VM's attached root disk.
-func attachedDisk(id string) (dmStatus, error) {
-	none := api.Conflict("VM %s has no disk", id).WithHint("call vm.attach first")
-	dm, err := openDM()
-	if err != nil {
-		return dmStatus{}, err
-	}
-	defer dm.Close()
-	st, err := dm.status(diskName(id))
-	if errors.Is(err, fs.ErrNotExist) {
-		return st, none
-	}
-	if err == nil && (st.uuid != diskUUID(id) || !st.active || st.suspended) {
-		return st, none
-	}
-	return st, err
-}
-
-// dropWithVMM makes the kernel remove the disk when Firecracker, which must
-// have it open by now, lets go of it, however that happens.
+// dropWithVMM makes the kernel remove the disks when Firecracker, which must
+// have them open by now, lets go of them, however that happens.
 func dropWithVMM(id string) error {
-	st, err := attachedDisk(id)
+	disks, err := attached(id)
 	if err != nil {
 		return err
 	}
-	if st.openCount == 0 { // it would be gone at once
-		return api.Conflict("firecracker has not opened the disk of VM %s yet", id).WithHint("configure its drives first")
+	for _, d := range disks {
+		if d.openCount == 0 { // it would be gone at once
+			return api.Conflict("firecracker has not opened disk %s yet", d.name()).WithHint("configure its drives first")
+		}
 	}
 	dm, err := openDM()
 	if err != nil {
 		return err
 	}
 	defer dm.Close()
-	return dm.remove(diskName(id))
+	for _, d := range disks {
+		err = errors.Join(err, dm.remove(d.name()))
+	}
+	return err
 }
 
 // diskDeadline bounds the wait for whoever still has a disk open: udev for
 // moments after it was made, or a process that the kernel is still burying.
 const diskDeadline = 5 * time.Second
 
-// removeDisk removes the VM's root disk and returns when it is gone. It is fine
-// if there is none. The loops below have no other user then, unless udev still
-// looks at one, and the kernel frees them by itself.
-func removeDisk(ctx context.Context, id string) error {
+// removeDisks removes the VM's disks and returns when they are gone. It is fine
+// if there are none.
+func removeDisks(ctx context.Context, id string) error {
 	dm, err := openDM()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // no device-mapper, no disk
@@ -204,14 +331,23 @@ func removeDisk(ctx context.Context, id string) error {
 		return err
 	}
 	defer dm.Close()
-	name := diskName(id)
+	for _, d := range disksOf(id) {
+		err = errors.Join(err, removeDisk(ctx, dm, d))
+	}
+	return err
+}
+
+// removeDisk leaves the loops below without a user, unless udev still looks at
+// one, and the kernel frees them by itself.
+func removeDisk(ctx context.Context, dm *dmControl, d disk) error {
+	name := d.name()
 	st, err := dm.status(name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
 	case err != nil:
 		return err
-	case st.uuid != diskUUID(id):
+	case st.uuid != d.uuid():
 		return fmt.Errorf("device %s was not made by banger, so it stays", name)
 	case st.suspended && st.active:
 		// Nobody can close a suspended device with writes under way.

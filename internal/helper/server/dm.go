@@ -50,12 +50,11 @@ func openDM() (*dmControl, error) {
 func (c *dmControl) Close() error { return c.f.Close() }
 
 // create makes a device without a table.
-func (c *dmControl) create(name, uuid string) (dev uint64, err error) {
-	h, _, err := c.ioctl(unix.DM_DEV_CREATE, dmMessage{name: name, uuid: uuid})
-	if err != nil {
-		return 0, fmt.Errorf("cannot create %s: %w", name, err)
+func (c *dmControl) create(name, uuid string) error {
+	if _, _, err := c.ioctl(unix.DM_DEV_CREATE, dmMessage{name: name, uuid: uuid}); err != nil {
+		return fmt.Errorf("cannot create %s: %w", name, err)
 	}
-	return h.Dev, nil
+	return nil
 }
 
 // load gives the device a table, which resume makes the live one.
@@ -66,9 +65,12 @@ func (c *dmControl) load(name string, t dmTarget) error {
 	return nil
 }
 
-// resume is the kernel's "suspend" call without its flag.
+// resume is the kernel's "suspend" call without its flag. If a table was loaded
+// meanwhile, the kernel suspends the device, exchanges the tables and resumes
+// it, all within this one call: no process can die in between and leave a
+// suspended device behind. What the page cache holds may stay there.
 func (c *dmControl) resume(name string) error {
-	if _, _, err := c.ioctl(unix.DM_DEV_SUSPEND, dmMessage{name: name}); err != nil {
+	if _, _, err := c.ioctl(unix.DM_DEV_SUSPEND, dmMessage{name: name, flags: unix.DM_SKIP_LOCKFS_FLAG}); err != nil {
 		return fmt.Errorf("cannot resume %s: %w", name, err)
 	}
 	return nil

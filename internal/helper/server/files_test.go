@@ -351,9 +351,12 @@ func TestOpenTrusted(t *testing.T) {
 
 func TestTargetsRoundTrip(t *testing.T) {
 	base, overlay := &loopDevice{major: 7, minor: 0, sectors: 131072}, &loopDevice{major: 7, minor: 12}
-	table := snapshotTable(base, overlay)
+	table := recipe{kind: "snapshot", options: "P 8"}.table([]*loopDevice{base, overlay})
 	if table != (dmTarget{131072, "snapshot", "7:0 7:12 P 8"}) {
 		t.Errorf("table %+v", table)
+	}
+	if work := (recipe{kind: "linear", options: "0"}).table([]*loopDevice{base}); work != (dmTarget{131072, "linear", "7:0 0"}) {
+		t.Errorf("table %+v", work)
 	}
 	raw := encodeTargets([]dmTarget{table})
 	if len(raw)%8 != 0 || len(raw) < unix.SizeofDmTargetSpec+len(table.params)+1 {
@@ -366,7 +369,7 @@ func TestTargetsRoundTrip(t *testing.T) {
 }
 
 func TestMessageEncoding(t *testing.T) {
-	m := dmMessage{name: diskName(idA), uuid: diskUUID(idA), targets: []dmTarget{{8, "snapshot", "7:0 7:1 P 8"}}}
+	m := dmMessage{name: rootDisk(idA).name(), uuid: rootDisk(idA).uuid(), targets: []dmTarget{{8, "snapshot", "7:0 7:1 P 8"}}}
 	buf, err := m.encode()
 	if err != nil || len(buf)*8 != dmBufferSize {
 		t.Fatalf("%d words, %v", len(buf), err)
@@ -389,23 +392,4 @@ func FuzzDecodeTargets(f *testing.F) {
 			t.Errorf("%d targets of %d", len(got), count%64)
 		}
 	})
-}
-
-func TestSameDisk(t *testing.T) {
-	good := dmStatus{uuid: diskUUID(idA), active: true, targets: []dmTarget{{8, "snapshot", "7:0 7:1 P 8"}}}
-	for name, change := range map[string]func(*dmStatus){
-		"foreign":   func(s *dmStatus) { s.uuid = "LVM-x" },
-		"another":   func(s *dmStatus) { s.uuid = diskUUID(idB) },
-		"inactive":  func(s *dmStatus) { s.active = false },
-		"suspended": func(s *dmStatus) { s.suspended = true },
-		"no table":  func(s *dmStatus) { s.targets = nil },
-		"linear":    func(s *dmStatus) { s.targets = []dmTarget{{8, "linear", "7:0 0"}} },
-		"transient": func(s *dmStatus) { s.targets = []dmTarget{{8, "snapshot", "7:0 7:1 N 8"}} },
-	} {
-		st := good
-		change(&st)
-		if err := sameDisk(st, idA, &unix.Stat_t{}, &unix.Stat_t{}); problem(err) != helper.CodeBusy {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
 }

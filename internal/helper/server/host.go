@@ -31,9 +31,17 @@ func (s *Server) hostCheck(ctx context.Context, _ helper.Empty) (helper.HostFact
 		Tun:           words(canOpen("/dev/net/tun")),
 		CgroupV2:      words(checkCgroup()),
 		Jail:          words(s.places.checkMount()),
+		Forwarding:    words(checkForwarding()),
 		HelperVersion: version.Version,
 	}
-	var err, jailerErr error
+	_, err := nftProgram()
+	f.NFT = words(err)
+	if chains, err := listChains(); err != nil {
+		f.NFT = words(errors.Join(errors.New(f.NFT), err))
+	} else if f.Firewall, err = s.net.judge(ctx, chains); err != nil {
+		return f, err
+	}
+	var jailerErr error
 	f.Firecracker, err = checkProgram(ctx, s.record.Firecracker, s.record.FirecrackerSHA256, "Firecracker")
 	f.Jailer, jailerErr = checkProgram(ctx, s.record.Jailer, s.record.JailerSHA256, "Jailer")
 	f.Programs = words(errors.Join(err, jailerErr))

@@ -28,16 +28,13 @@ func (p Places) jailRoot(id string) string { return filepath.Join(p.jail(id), "r
 // root can write to its parents, so it is new and all of it is ours; that it
 // must not exist keeps a jail that somebody else had in his hands from being
 // used again (CVE-2026-1386).
-func (p Places) stageJail(r helper.LaunchRequest, uid int, dev uint64) (err error) {
-	if err := os.Mkdir(p.jail(r.ID), 0o711); err != nil {
-		if errors.Is(err, os.ErrExist) {
-			return fmt.Errorf("%w: %w", errJailExists, api.Conflict("VM %s was not cleaned up", r.ID).WithHint("call vm.cleanup first"))
-		}
-		return fmt.Errorf("cannot make jail: %w", err)
+func (p Places) stageJail(r helper.LaunchRequest, uid int, disks []device) (err error) {
+	if err := p.newJail(r.ID); err != nil {
+		return err
 	}
 	root := p.jailRoot(r.ID)
 	// The jailer takes over both; run is made early so that it can be watched.
-	for _, d := range []string{p.jail(r.ID), root, root + filepath.Dir(paths.JailAPI)} {
+	for _, d := range []string{root, root + filepath.Dir(paths.JailAPI)} {
 		if err := makeDir(d, 0o711); err != nil {
 			return err
 		}
@@ -47,11 +44,31 @@ func (p Places) stageJail(r helper.LaunchRequest, uid int, dev uint64) (err erro
 			return err
 		}
 	}
-	node := root + paths.JailRootfs
-	if err := unix.Mknod(node, unix.S_IFBLK|0o600, int(dev)); err != nil {
+	for _, d := range disks {
+		if err := makeNode(root+d.jailPath, uid, d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p Places) newJail(id string) error {
+	err := os.Mkdir(p.jail(id), 0o711)
+	if errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("%w: %w", errJailExists, api.Conflict("VM %s was not cleaned up", id).WithHint("call vm.cleanup first"))
+	}
+	if err != nil {
+		return fmt.Errorf("cannot make jail: %w", err)
+	}
+	return makeDir(p.jail(id), 0o711) // in spite of the umask
+}
+
+// makeNode makes a node of a disk that the VM's uid can use.
+func makeNode(path string, uid int, d device) error {
+	if err := unix.Mknod(path, unix.S_IFBLK|0o600, int(d.dev)); err != nil {
 		return fmt.Errorf("cannot make disk node in jail: %w", err)
 	}
-	if err := os.Lchown(node, uid, uid); err != nil {
+	if err := os.Lchown(path, uid, uid); err != nil {
 		return fmt.Errorf("cannot give disk node to the VM: %w", err)
 	}
 	return nil

@@ -64,7 +64,7 @@ func (s *Server) launch(ctx context.Context, r helper.LaunchRequest) (out helper
 	if err := s.readyToLaunch(ctx, r.ID); err != nil {
 		return out, err
 	}
-	disk, err := attachedDisk(r.ID)
+	disks, err := attached(r.ID)
 	if err != nil {
 		return out, err
 	}
@@ -79,14 +79,14 @@ func (s *Server) launch(ctx context.Context, r helper.LaunchRequest) (out helper
 		if err := s.places.forgetExit(r.ID); err != nil {
 			return err
 		}
-		err := s.places.stageJail(r, slot.UID, disk.dev)
+		err := s.places.stageJail(r, slot.UID, disks)
 		// A jail that was there before is not ours to remove.
 		staged = !errors.Is(err, errJailExists)
 		return err
 	}); err != nil {
 		return out, err
 	}
-	if err := s.startVMM(ctx, r, slot.UID, disk.dev); err != nil {
+	if err := s.startVMM(ctx, r, slot.UID, disks); err != nil {
 		return out, err
 	}
 	if err := s.places.locked(r.ID, func() error {
@@ -119,14 +119,14 @@ func (s *Server) readyToLaunch(ctx context.Context, id string) error {
 }
 
 // startVMM makes the namespace, starts the unit and waits for its API socket.
-func (s *Server) startVMM(ctx context.Context, r helper.LaunchRequest, uid int, disk uint64) error {
+func (s *Server) startVMM(ctx context.Context, r helper.LaunchRequest, uid int, disks []device) error {
 	run := filepath.Dir(s.places.jailRoot(r.ID) + paths.JailAPI)
 	sockets, err := watchDir(run, unix.IN_CREATE|unix.IN_MOVED_TO)
 	if err != nil {
 		return err
 	}
 	defer sockets.Close()
-	netns, err := s.makeNetNS(r.ID)
+	netns, err := s.makeNetNS(r.ID, uid)
 	if err != nil {
 		return err
 	}
@@ -135,7 +135,7 @@ func (s *Server) startVMM(ctx context.Context, r helper.LaunchRequest, uid int, 
 		return err
 	}
 	defer w.close()
-	if err := s.units.start(ctx, s.vmUnit(r, uid, disk, netns)); err != nil {
+	if err := s.units.start(ctx, r.ID, s.vmUnit(r, uid, disks, netns).properties()); err != nil {
 		return err
 	}
 
@@ -188,7 +188,7 @@ func (s *Server) awaitListen(ctx context.Context, id string, uid int) error {
 	}
 }
 
-func (s *Server) vmUnit(r helper.LaunchRequest, uid int, disk uint64, netns string) vmUnit {
+func (s *Server) vmUnit(r helper.LaunchRequest, uid int, disks []device, netns string) vmUnit {
 	number := strconv.Itoa(uid)
 	return vmUnit{
 		id:  r.ID,
@@ -197,7 +197,7 @@ func (s *Server) vmUnit(r helper.LaunchRequest, uid int, disk uint64, netns stri
 			"--uid", number, "--gid", number, "--new-pid-ns",
 			"--chroot-base-dir", filepath.Dir(s.places.Jails), "--", "--api-sock", paths.JailAPI},
 		netns: netns,
-		disk:  fmt.Sprintf("%d:%d", unix.Major(disk), unix.Minor(disk)),
+		disks: disks,
 		// Beside the guest's own: Firecracker, page tables, device queues, and
 		// some page cache for its disk.
 		memory: uint64(r.MemoryMiB+r.MemoryMiB/32+128) << 20,
@@ -228,7 +228,7 @@ func (s *Server) endedEarly(ctx context.Context, id string, w unitWatch) error {
 func (s *Server) undoLaunch(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, stopTime)
 	defer cancel()
-	err := errors.Join(s.stopUnit(ctx, id), s.dropNetNS(id))
+	err := errors.Join(stopUnit(ctx, s.units, id), s.dropNetNS(id))
 	if err != nil { // a jail is not taken away from under a VMM
 		return fmt.Errorf("cannot undo launch: %w", err)
 	}
@@ -258,7 +258,10 @@ func (s *Server) handover(ctx context.Context, r helper.VMRequest) (helper.Empty
 		if err := s.places.shareSocket(r.ID, slot.UID, s.record.UID, paths.JailVsock); err != nil {
 			return err
 		}
-		return dropWithVMM(r.ID)
+		if err := dropWithVMM(r.ID); err != nil {
+			return err
+		}
+		return s.plug(ctx, r.ID, slot.Slot)
 	})
 	if err != nil {
 		return helper.Empty{}, err
@@ -272,24 +275,24 @@ func (s *Server) handover(ctx context.Context, r helper.VMRequest) (helper.Empty
 func (s *Server) kill(ctx context.Context, r helper.VMRequest) (helper.Empty, error) {
 	ctx, cancel := context.WithTimeout(ctx, stopTime)
 	defer cancel()
-	return helper.Empty{}, s.stopUnit(ctx, r.ID)
+	return helper.Empty{}, stopUnit(ctx, s.units, r.ID)
 }
 
-func (s *Server) stopUnit(ctx context.Context, id string) error {
-	w, err := s.units.watch(ctx, id)
+func stopUnit(ctx context.Context, u units, id string) error {
+	w, err := u.watch(ctx, id)
 	if err != nil {
 		return err
 	}
 	defer w.close()
-	p, err := s.units.phase(ctx, id)
+	p, err := u.phase(ctx, id)
 	if err != nil || p.over() {
 		return err
 	}
-	if err := s.units.stop(ctx, id); err != nil {
+	if err := u.stop(ctx, id); err != nil {
 		return err
 	}
 	if _, err := w.await(ctx, phase.over, nil); err != nil {
-		return fmt.Errorf("cannot wait for the end of %s: %w", unitName(id), err)
+		return fmt.Errorf("cannot wait for the end of the unit of VM %s: %w", id, err)
 	}
 	return nil
 }
@@ -309,13 +312,16 @@ func (s *Server) awaitUnit(ctx context.Context, id string, accept func(phase) bo
 
 // makeNetNS makes the VM's empty network namespace and returns a path by which
 // systemd can open it as long as it is held here.
-func (s *Server) makeNetNS(id string) (string, error) {
-	ns, err := newNetNS()
+func (s *Server) makeNetNS(id string, uid int) (string, error) {
+	ns, err := newNetNS(uid)
 	if err != nil {
 		return "", err
 	}
 	if err := s.dropNetNS(id); err != nil {
 		slog.Warn("cannot close an earlier network namespace", "id", id, "err", err)
+	}
+	if err := keepNetNS(id, ns); err != nil {
+		return "", errors.Join(err, ns.Close())
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -331,5 +337,5 @@ func (s *Server) dropNetNS(id string) error {
 	if ns == nil {
 		return nil
 	}
-	return ns.Close()
+	return errors.Join(forgetNetNS(id), ns.Close())
 }

@@ -8,10 +8,12 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -40,6 +42,13 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 		c.Close()
+		os.Exit(0)
+	}
+	if r := os.Getenv(asVictim); r != "" {
+		if err := beVictim(r); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
 		os.Exit(0)
 	}
 	os.Exit(m.Run())
@@ -79,7 +88,7 @@ type life struct {
 	pid    int
 }
 
-var labSystemd systemd
+var labSystemd, labChecks = newSystemd(&systemBus{})
 
 // sudden is how long the remains of a VMM may stay. On an idle host it takes a
 // quarter of a second, and a loop goes when udev too has closed it; the lab is
@@ -182,8 +191,10 @@ func (l *life) configure() {
 
 // left lists what exists of the VM.
 func (l *life) left() (out []string) {
-	if _, err := attachedDisk(l.id); err == nil {
-		out = append(out, "dm")
+	for _, d := range disksOf(l.id) {
+		if _, err := l.dm().status(d.name()); !errors.Is(err, fs.ErrNotExist) {
+			out = append(out, fmt.Sprint(d.role, err))
+		}
 	}
 	entries, _ := os.ReadDir("/sys/block")
 	for _, e := range entries {
@@ -195,8 +206,24 @@ func (l *life) left() (out []string) {
 	if _, err := os.Lstat(paths.JailDir + "/" + l.id); err == nil {
 		out = append(out, "jail")
 	}
+	if _, err := net.InterfaceByName(tapName(l.id)); err == nil {
+		out = append(out, "tap")
+	}
+	for family, what := range map[string]string{"bridge": "element", "inet": "nat element"} {
+		word := tapName(l.id)
+		if address, ok := l.record.GuestAddress(l.slot.Slot); ok && family == "inet" {
+			word = address.Addr().String()
+		}
+		rules, err := exec.Command("nft", "list", "table", family, tableName).Output()
+		if err == nil && slices.Contains(strings.FieldsFunc(string(rules), func(r rune) bool { return strings.ContainsRune(" ,\"", r) }), word) {
+			out = append(out, what)
+		}
+	}
 	if p, err := labSystemd.phase(context.Background(), l.id); err != nil || p != unitGone {
 		out = append(out, fmt.Sprint("unit ", p, err))
+	}
+	if p, err := labChecks.phase(context.Background(), l.id); err != nil || p != unitGone {
+		out = append(out, fmt.Sprint("check ", p, err))
 	}
 	if raw, err := os.ReadFile("/proc/self/mountinfo"); err != nil || strings.Contains(string(raw), l.id) {
 		out = append(out, "mount")
@@ -304,7 +331,12 @@ func (l *life) checkSandbox() {
 	}
 	raw, err = os.ReadFile(fmt.Sprintf("/proc/%d/net/dev", l.pid))
 	l.must(err)
-	if n := strings.Count(strings.TrimSpace(string(raw)), "\n"); n != 2 {
+	// Only lo, and tap0 until the handover.
+	n := strings.Count(strings.TrimSpace(string(raw)), "\n")
+	if strings.Contains(string(raw), nicName) {
+		n--
+	}
+	if n != 2 {
 		t.Errorf("network namespace is not empty: %s", raw)
 	}
 	raw, err = os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", l.pid))

@@ -88,16 +88,35 @@ func describeLoop(f *os.File) (*loopDevice, error) {
 // name is how a dm table names the device.
 func (d *loopDevice) name() string { return fmt.Sprintf("%d:%d", d.major, d.minor) }
 
-// loopBacking tells what a loop device, named as in a dm table, lies on.
-func loopBacking(name string) (*unix.LoopInfo64, error) {
+// openLoop opens a loop device by its name in a dm table.
+func openLoop(name string) (*os.File, error) {
 	link, err := os.Readlink(filepath.Join("/sys/dev/block", name))
 	if err != nil {
 		return nil, err
 	}
-	f, err := os.Open(filepath.Join("/dev", filepath.Base(link)))
+	return os.Open(filepath.Join("/dev", filepath.Base(link)))
+}
+
+// loopBacking tells what a loop device lies on.
+func loopBacking(name string) (*unix.LoopInfo64, error) {
+	f, err := openLoop(name)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
 	return unix.IoctlLoopGetStatus64(int(f.Fd()))
+}
+
+// resizeLoop gives a loop device the size of its file and describes it; what is
+// returned is closed.
+func resizeLoop(name string) (*loopDevice, error) {
+	f, err := openLoop(name)
+	if err != nil {
+		return nil, fmt.Errorf("cannot open loop device %s: %w", name, err)
+	}
+	defer f.Close()
+	if err := unix.IoctlSetInt(int(f.Fd()), unix.LOOP_SET_CAPACITY, 0); err != nil {
+		return nil, fmt.Errorf("cannot resize loop device %s: %w", name, err)
+	}
+	return describeLoop(f)
 }

@@ -3,57 +3,72 @@ package server
 import (
 	"errors"
 	"fmt"
+	"log/slog"
+	"net"
 	"os"
 	"runtime"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
-// newNetNS makes an empty network namespace. It has no name and no mount: it
-// lives as long as the returned descriptor or a process in it.
-func newNetNS() (ns *os.File, err error) {
-	type result struct {
-		ns  *os.File
-		err error
+const threadNetNS = "/proc/thread-self/ns/net"
+
+// newNetNS makes a network namespace with nothing in it but the tap of a VM.
+// It has no name and no mount: it lives, and the tap in it, as long as the
+// returned descriptor or a process in it.
+func newNetNS(uid int) (ns *os.File, err error) {
+	err = elsewhere(func(*os.File) error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		if ns, err = os.Open(threadNetNS); err != nil {
+			return err
+		}
+		return makeTap(nicName, uid)
+	})
+	if err != nil {
+		if ns != nil {
+			err = errors.Join(err, ns.Close())
+		}
+		return nil, fmt.Errorf("cannot make network namespace: %w", err)
 	}
-	done := make(chan result, 1)
+	return ns, nil
+}
+
+// inNetNS calls f in another network namespace, with the one it came from.
+func inNetNS(ns *os.File, f func(home *os.File) error) error {
+	return elsewhere(func(home *os.File) error {
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		return f(home)
+	})
+}
+
+// elsewhere calls f on a thread whose network namespace f may change.
+func elsewhere(f func(home *os.File) error) error {
+	done := make(chan error, 1)
 	go func() {
 		// Only this thread enters the namespace. If it cannot come back, the
 		// goroutine ends with the thread still locked, and the runtime
 		// throws the thread away.
 		runtime.LockOSThread()
-		ns, back, err := makeNetNS()
-		if back {
+		home, err := os.Open(threadNetNS)
+		if err != nil {
+			runtime.UnlockOSThread()
+			done <- err
+			return
+		}
+		err = f(home)
+		if backErr := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); backErr != nil {
+			err = errors.Join(err, backErr)
+		} else {
 			runtime.UnlockOSThread()
 		}
-		done <- result{ns, err}
+		done <- errors.Join(err, home.Close())
 	}()
-	r := <-done
-	if r.err != nil {
-		return nil, fmt.Errorf("cannot make network namespace: %w", r.err)
-	}
-	return r.ns, nil
-}
-
-const threadNetNS = "/proc/thread-self/ns/net"
-
-func makeNetNS() (ns *os.File, back bool, err error) {
-	old, err := os.Open(threadNetNS)
-	if err != nil {
-		return nil, true, err
-	}
-	defer old.Close()
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		return nil, true, err
-	}
-	ns, err = os.Open(threadNetNS)
-	if backErr := unix.Setns(int(old.Fd()), unix.CLONE_NEWNET); backErr != nil {
-		if ns != nil {
-			err = errors.Join(err, ns.Close())
-		}
-		return nil, false, errors.Join(err, backErr)
-	}
-	return ns, true, err
+	return <-done
 }
 
 // enterHostNetNS moves the calling thread, to which the caller must be locked,
@@ -68,4 +83,43 @@ func enterHostNetNS() error {
 		return fmt.Errorf("cannot enter the host's network namespace: %w", err)
 	}
 	return nil
+}
+
+// systemd keeps the descriptors of namespaces that are held here, so that a
+// helper that is restarted between vm.launch and vm.handover has them again.
+const keptPrefix = "netns-"
+
+// Keep takes back what systemd kept over a restart, by the names it was given.
+func (s *Server) Keep(files []*os.File) {
+	for _, f := range files {
+		id, ok := strings.CutPrefix(f.Name(), keptPrefix)
+		if !ok || checkID(id) != nil {
+			slog.Warn("closing an unknown descriptor", "name", f.Name(), "err", f.Close())
+			continue
+		}
+		s.netns[id] = f
+	}
+}
+
+func keepNetNS(id string, ns *os.File) error {
+	return notifySystemd("FDSTORE=1\nFDNAME="+keptPrefix+id, int(ns.Fd()))
+}
+
+func forgetNetNS(id string) error { return notifySystemd("FDSTOREREMOVE=1\nFDNAME=" + keptPrefix + id) }
+
+func notifySystemd(state string, fds ...int) error {
+	path := os.Getenv("NOTIFY_SOCKET")
+	if path == "" { // not started by systemd: a test
+		return nil
+	}
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		return fmt.Errorf("cannot reach systemd: %w", err)
+	}
+	var rights []byte
+	if len(fds) > 0 {
+		rights = unix.UnixRights(fds...)
+	}
+	_, _, err = conn.WriteMsgUnix([]byte(state), rights, nil)
+	return errors.Join(err, conn.Close())
 }

@@ -51,11 +51,16 @@ func (l *life) dm() *dmControl {
 	return dm
 }
 
+func (l *life) nodeOf(d disk) string {
+	l.t.Helper()
+	have, err := d.find(l.dm())
+	l.must(err)
+	return "/dev/dm-" + strconv.Itoa(int(unix.Minor(have.dev)))
+}
+
 func (l *life) node() *os.File {
 	l.t.Helper()
-	st, err := attachedDisk(l.id)
-	l.must(err)
-	f, err := os.OpenFile("/dev/dm-"+strconv.Itoa(int(unix.Minor(st.dev))), os.O_RDWR, 0)
+	f, err := os.OpenFile(l.nodeOf(rootDisk(l.id)), os.O_RDWR, 0)
 	l.must(err)
 	return f
 }
@@ -65,9 +70,9 @@ func TestLabCleanupResumes(t *testing.T) {
 	l := newLife(t)
 	l.attach()
 	dm := l.dm()
-	_, _, err := dm.ioctl(unix.DM_DEV_SUSPEND, dmMessage{name: diskName(l.id), flags: unix.DM_SUSPEND_FLAG})
+	_, _, err := dm.ioctl(unix.DM_DEV_SUSPEND, dmMessage{name: rootDisk(l.id).name(), flags: unix.DM_SUSPEND_FLAG})
 	l.must(err)
-	if st, err := dm.status(diskName(l.id)); err != nil || !st.suspended {
+	if st, err := dm.status(rootDisk(l.id).name()); err != nil || !st.suspended {
 		t.Fatalf("%+v, %v", st, err)
 	}
 	l.timed("vm.cleanup", func() error { return l.c.Cleanup(t.Context(), l.id) })
@@ -120,15 +125,14 @@ func TestLabDiskWritesGoToTheOverlay(t *testing.T) {
 func TestLabForeignDeviceStays(t *testing.T) {
 	l := newLife(t)
 	dm := l.dm()
-	_, err := dm.create(diskName(l.id), "LVM-not-ours")
-	l.must(err)
+	l.must(dm.create(rootDisk(l.id).name(), "LVM-not-ours"))
 	if err := l.c.Cleanup(t.Context(), l.id); err == nil {
 		t.Error("cleanup says it is gone")
 	}
-	if _, err := dm.status(diskName(l.id)); err != nil {
+	if _, err := dm.status(rootDisk(l.id).name()); err != nil {
 		t.Errorf("it is gone: %v", err)
 	}
-	l.must(dm.remove(diskName(l.id)))
+	l.must(dm.remove(rootDisk(l.id).name()))
 }
 
 // Nothing below a mount is deleted.
@@ -250,7 +254,7 @@ func TestLabProgramsMustBeRoots(t *testing.T) {
 func TestLabNetNSIsEmptyAndLeavesNoThread(t *testing.T) {
 	before := threadNamespaces(t)
 	for range 20 {
-		ns, err := newNetNS()
+		ns, err := newNetNS(0)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -20,6 +20,7 @@ type Places struct {
 	Jails string // one directory for each VM, the jailer's "firecracker/ID"
 	Blobs string // on the same mount as Jails, since hard links do not cross mounts
 	Slots string // the registry file
+	Ports string // the table of ports
 	Exit  string // exit records; everybody may read them
 	Locks string
 }
@@ -31,6 +32,7 @@ func InstalledPlaces() Places {
 		Jails: paths.JailDir,
 		Blobs: paths.BlobDir,
 		Slots: paths.HelperDir + "/slots.json",
+		Ports: paths.HelperRunDir + "/ports.json",
 		Exit:  paths.ExitDir,
 		Locks: paths.HelperRunDir + "/lock",
 	}
@@ -90,8 +92,6 @@ func checkID(id string) error {
 }
 
 func unitName(id string) string { return "banger-vm-" + id + ".service" }
-func diskName(id string) string { return "fc-rootfs-" + id }
-func diskUUID(id string) string { return "BANGER-rootfs-" + id }
 
 func (p Places) jail(id string) string { return filepath.Join(p.Jails, id) }
 

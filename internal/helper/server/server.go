@@ -6,7 +6,8 @@
 //
 // What is held here in memory is worth nothing to anybody else: after a
 // restart everything is found again by name. The exception is the descriptor
-// of a network namespace between vm.launch and vm.handover.
+// of a network namespace between vm.launch and vm.handover, which systemd keeps
+// over a restart (netns.go).
 package server
 
 import (
@@ -38,6 +39,8 @@ type Server struct {
 	slots    registry
 	gates    gates
 	units    units
+	checks   checkUnits
+	net      *network
 	blobTurn chan struct{} // held while a blob is stored
 	pid      int
 
@@ -53,11 +56,19 @@ func New(record installed.Record, p Places) (*Server, error) {
 	if err := p.make(); err != nil {
 		return nil, err
 	}
+	bus := &systemBus{}
+	vms, checks := newSystemd(bus)
+	n, err := newNetwork(record, p, bus)
+	if err != nil {
+		return nil, err
+	}
 	return &Server{
 		record:   record,
 		places:   p,
 		slots:    registry{places: p, base: record.UIDBase, count: record.UIDCount},
-		units:    &systemd{},
+		units:    vms,
+		checks:   checks,
+		net:      n,
 		blobTurn: make(chan struct{}, 1),
 		pid:      os.Getpid(),
 		netns:    map[string]*os.File{},
@@ -71,8 +82,15 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	// helper that has gone meanwhile.
 	srv := jsonhttp.NewServer(jsonhttp.OnlyUIDs(s.Handler(), uint32(s.record.UID)))
 	srv.SetKeepAlivesEnabled(false)
-	failed := make(chan error, 1)
+	failed := make(chan error, 2)
 	go func() { failed <- srv.Serve(l) }()
+	watchCtx, stopWatch := context.WithCancel(ctx)
+	defer stopWatch()
+	go func() {
+		if err := s.net.watch(watchCtx); err != nil {
+			failed <- err
+		}
+	}()
 	s.last.Store(time.Now().UnixNano())
 	tick := time.NewTicker(idleTime / 5)
 	defer tick.Stop()

@@ -54,7 +54,18 @@ func (u *fakeUnits) phase(_ context.Context, id string) (phase, error) {
 	return u.phases[id], nil
 }
 
-func (u *fakeUnits) start(context.Context, vmUnit) error { return errors.New("not in this test") }
+func (u *fakeUnits) start(context.Context, string, []property) error {
+	return errors.New("not in this test")
+}
+
+func (u *fakeUnits) verdict(context.Context, string) (verdict, error) {
+	return verdict{}, errors.New("not in this test")
+}
+
+func (u *fakeUnits) forget(_ context.Context, id string) error {
+	u.set(id, unitGone)
+	return nil
+}
 
 func (u *fakeUnits) stop(_ context.Context, id string) error {
 	go u.onStop(id)
@@ -105,6 +116,7 @@ func testServer(t testing.TB) (*Server, *fakeUnits) {
 			Jails: filepath.Join(dir, "helper/jail/firecracker"),
 			Blobs: filepath.Join(dir, "helper/blobs/sha256"),
 			Slots: filepath.Join(dir, "helper/slots.json"),
+			Ports: filepath.Join(dir, "run/ports.json"),
 			Exit:  filepath.Join(dir, "run/exit"),
 			Locks: filepath.Join(dir, "run/lock"),
 		})
@@ -112,7 +124,7 @@ func testServer(t testing.TB) (*Server, *fakeUnits) {
 		t.Fatal(err)
 	}
 	u := newFakeUnits()
-	s.units = u
+	s.units, s.checks = u, newFakeUnits()
 	return s, u
 }
 
@@ -384,7 +396,7 @@ func TestPhaseOf(t *testing.T) {
 // Whatever bytes a verb is sent: no error of ours (5xx), and nothing is made
 // unless the request is in order.
 func FuzzVerbs(f *testing.F) {
-	verbs := []string{"vm.reserve", "vm.release", "vm.attach", "vm.launch", "vm.handover", "vm.kill", "vm.cleanup", "blob.put", "blob.gc", "host.check", "vm.exec"}
+	verbs := []string{"vm.reserve", "vm.release", "vm.attach", "vm.grow", "vm.fsck", "vm.launch", "vm.handover", "vm.kill", "vm.cleanup", "blob.put", "blob.gc", "host.check", "vm.exec"}
 	for i := range verbs {
 		for _, body := range []string{``, `{}`, `null`, `[]`, `{"id":"0123456789ab"}`, `{"id":"../../../../x"}`, `{"id":"0123456789AB"}`,
 			`{"id":"0123456789ab","base":"../x","overlay":"/etc/passwd"}`, `{"path":"../../etc/shadow"}`, `{"path":"/etc/shadow"}`,

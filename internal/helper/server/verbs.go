@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	maxActive = 64       // requests at a time
-	maxBody   = 16 << 10 // bytes; the longest honest request is some hundred
+	maxActive = 64        // requests at a time
+	maxBody   = 512 << 10 // bytes; network.apply has a line for each guest
 	bodyTime  = 10 * time.Second
 )
 
@@ -26,12 +26,16 @@ func (s *Server) Handler() http.Handler {
 	verb(mux, "vm.reserve", func(r helper.ReserveRequest) string { return r.ID }, s.reserve)
 	verb(mux, "vm.release", byVM, s.release)
 	verb(mux, "vm.attach", func(r helper.AttachRequest) string { return r.ID }, s.attach)
+	verb(mux, "vm.grow", func(r helper.GrowRequest) string { return r.ID }, s.grow)
+	verb(mux, "vm.fsck", func(r helper.FsckRequest) string { return r.ID }, s.fsck)
 	verb(mux, "vm.launch", func(r helper.LaunchRequest) string { return r.ID }, s.launch)
 	verb(mux, "vm.handover", byVM, s.handover)
 	verb(mux, "vm.kill", byVM, s.kill)
 	verb(mux, "vm.cleanup", byVM, s.cleanup)
 	verb(mux, "blob.put", nil, s.putBlob)
 	verb(mux, "blob.gc", nil, s.gcBlobs)
+	verb(mux, "bridge.ensure", nil, s.ensureBridge)
+	verb(mux, "network.apply", nil, s.applyNetwork)
 	verb(mux, "host.check", nil, s.hostCheck)
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		jsonhttp.WriteError(w, api.NotFound("there is no such verb"))

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -39,7 +38,7 @@ type vmUnit struct {
 	uid    int
 	exec   []string
 	netns  string // path
-	disk   string // "major:minor"
+	disks  []device
 	memory uint64 // bytes
 	tasks  uint64
 }
@@ -48,9 +47,18 @@ type vmUnit struct {
 type units interface {
 	phase(ctx context.Context, id string) (phase, error)
 	// start queues the start and returns; watch from before.
-	start(ctx context.Context, u vmUnit) error
+	start(ctx context.Context, id string, settings []property) error
 	stop(ctx context.Context, id string) error
 	watch(ctx context.Context, id string) (unitWatch, error)
+}
+
+// checkUnits is what vm.fsck wants of systemd beyond that.
+type checkUnits interface {
+	units
+	// verdict is of a unit that has ended and is still loaded.
+	verdict(ctx context.Context, id string) (verdict, error)
+	// forget unloads a unit that failed.
+	forget(ctx context.Context, id string) error
 }
 
 // unitWatch follows one unit from the moment it was made.
@@ -61,18 +69,39 @@ type unitWatch interface {
 }
 
 const (
-	managerIface = "org.freedesktop.systemd1.Manager"
-	dropIn       = "/banger-vm-.service.d/10-banger.conf"
+	busName      = "org.freedesktop.systemd1"
+	managerIface = busName + ".Manager"
+	serviceIface = busName + ".Service"
 )
 
-// systemd talks to pid 1 over the system bus. It connects when first needed and
-// again after the bus went away.
+// systemd talks to pid 1 about the units of one kind, banger-KIND-ID.service.
 type systemd struct {
+	bus  *systemBus
+	kind string
+}
+
+// newSystemd returns the units of VMs and those of vm.fsck.
+func newSystemd(bus *systemBus) (vms, checks *systemd) {
+	return &systemd{bus, "vm"}, &systemd{bus, "fsck"}
+}
+
+func (s *systemd) name(id string) string { return "banger-" + s.kind + "-" + id + ".service" }
+
+// path is the unit's object path: letters and digits stay, all else becomes _xx.
+func (s *systemd) path(id string) dbus.ObjectPath {
+	return dbus.ObjectPath("/org/freedesktop/systemd1/unit/banger_2d" + s.kind + "_2d" + id + "_2eservice")
+}
+
+// dropIn is how the path of the file ends that holds the sandbox.
+func (s *systemd) dropIn() string { return "/banger-" + s.kind + "-.service.d/10-banger.conf" }
+
+// systemBus connects when first needed and again after the bus went away.
+type systemBus struct {
 	mu   sync.Mutex
 	conn *dbus.Conn
 }
 
-func (s *systemd) bus(ctx context.Context) (*dbus.Conn, error) {
+func (s *systemBus) get(ctx context.Context) (*dbus.Conn, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.conn != nil && s.conn.Connected() {
@@ -90,7 +119,7 @@ func (s *systemd) bus(ctx context.Context) (*dbus.Conn, error) {
 }
 
 func manager(conn *dbus.Conn) dbus.BusObject {
-	return conn.Object("org.freedesktop.systemd1", "/org/freedesktop/systemd1")
+	return conn.Object(busName, "/org/freedesktop/systemd1")
 }
 
 // listedUnit is a row of ListUnitsByPatterns.
@@ -105,16 +134,16 @@ type listedUnit struct {
 // phase lists the unit instead of asking for its properties: a question about
 // a unit that is not loaded would load an empty one, whose properties are lies.
 func (s *systemd) phase(ctx context.Context, id string) (phase, error) {
-	conn, err := s.bus(ctx)
+	conn, err := s.bus.get(ctx)
 	if err != nil {
 		return unitGone, err
 	}
 	var rows []listedUnit
-	err = manager(conn).CallWithContext(ctx, managerIface+".ListUnitsByPatterns", 0, []string{}, []string{unitName(id)}).Store(&rows)
+	err = manager(conn).CallWithContext(ctx, managerIface+".ListUnitsByPatterns", 0, []string{}, []string{s.name(id)}).Store(&rows)
 	if err != nil {
-		return unitGone, fmt.Errorf("cannot ask systemd for %s: %w", unitName(id), err)
+		return unitGone, fmt.Errorf("cannot ask systemd for %s: %w", s.name(id), err)
 	}
-	return phaseOf(rows, unitName(id))
+	return phaseOf(rows, s.name(id))
 }
 
 func phaseOf(rows []listedUnit, name string) (phase, error) {
@@ -155,21 +184,31 @@ type execCommand struct {
 
 type deviceRule struct{ Path, Rights string }
 
+func set(name string, value any) property { return property{name, dbus.MakeVariant(value)} }
+
+// allow lets a unit use these disks, never all of device-mapper.
+func allow(disks ...device) property {
+	var rules []deviceRule
+	for _, d := range disks {
+		rules = append(rules, deviceRule{"/dev/block/" + d.number(), "rw"})
+	}
+	return set("DeviceAllow", rules)
+}
+
 func (u vmUnit) properties() []property {
-	p := func(name string, value any) property { return property{name, dbus.MakeVariant(value)} }
 	return []property{
-		p("Description", "banger VM "+u.id),
-		p("Type", "forking"), // the jailer forks Firecracker into its pid namespace and exits
-		p("ExecStart", []execCommand{{u.exec[0], u.exec, false}}),
-		p("NetworkNamespacePath", u.netns),
-		p("DeviceAllow", []deviceRule{{"/dev/block/" + u.disk, "rw"}}),
-		p("MemoryMax", u.memory),
-		p("TasksMax", u.tasks),
+		set("Description", "banger VM "+u.id),
+		set("Type", "forking"), // the jailer forks Firecracker into its pid namespace and exits
+		set("ExecStart", []execCommand{{u.exec[0], u.exec, false}}),
+		set("NetworkNamespacePath", u.netns),
+		allow(u.disks...),
+		set("MemoryMax", u.memory),
+		set("TasksMax", u.tasks),
 	}
 }
 
-func (s *systemd) start(ctx context.Context, u vmUnit) error {
-	conn, err := s.bus(ctx)
+func (s *systemd) start(ctx context.Context, id string, settings []property) error {
+	conn, err := s.bus.get(ctx)
 	if err != nil {
 		return err
 	}
@@ -177,54 +216,84 @@ func (s *systemd) start(ctx context.Context, u vmUnit) error {
 		Name       string
 		Properties []property
 	}
-	err = manager(conn).CallWithContext(ctx, managerIface+".StartTransientUnit", 0,
-		unitName(u.id), "fail", u.properties(), []aux{}).Err
+	err = manager(conn).CallWithContext(ctx, managerIface+".StartTransientUnit", 0, s.name(id), "fail", settings, []aux{}).Err
 	if err != nil {
-		return fmt.Errorf("cannot start %s: %w", unitName(u.id), err)
+		return fmt.Errorf("cannot start %s: %w", s.name(id), err)
 	}
-	return s.checkSandbox(ctx, conn, u.id)
+	return s.checkSandbox(ctx, conn, id)
 }
 
 // checkSandbox fails if the unit was started without the static drop-in, as
-// after an installation that systemd has not been told of: no VM runs with
+// after an installation that systemd has not been told of: nothing runs with
 // less than the whole sandbox.
 func (s *systemd) checkSandbox(ctx context.Context, conn *dbus.Conn, id string) error {
-	var v dbus.Variant
-	err := conn.Object("org.freedesktop.systemd1", unitPath(id)).
-		CallWithContext(ctx, "org.freedesktop.DBus.Properties.Get", 0, "org.freedesktop.systemd1.Unit", "DropInPaths").Store(&v)
-	if err != nil {
-		return fmt.Errorf("cannot check the sandbox of %s: %w", unitName(id), err)
+	var list []string
+	if err := s.ask(ctx, conn, id, busName+".Unit", "DropInPaths", &list); err != nil {
+		return err
 	}
-	list, _ := v.Value().([]string)
 	for _, path := range list {
-		if strings.HasSuffix(path, dropIn) {
+		if strings.HasSuffix(path, s.dropIn()) {
 			return nil
 		}
 	}
-	return api.Problemf(412, api.CodePrerequisite, "systemd does not know %s, which holds the sandbox of all VMs", filepath.Base(dropIn)).
+	return api.Problemf(412, api.CodePrerequisite, "systemd does not know %s, which holds the sandbox", s.dropIn()[1:]).
 		WithHint("run `banger system install` again")
 }
 
-// stop queues the unit's stop, which is SIGKILL by the drop-in.
-func (s *systemd) stop(ctx context.Context, id string) error {
-	conn, err := s.bus(ctx)
-	if err != nil {
-		return err
-	}
-	err = manager(conn).CallWithContext(ctx, managerIface+".StopUnit", 0, unitName(id), "replace").Err
-	if e, ok := errors.AsType[dbus.Error](err); ok && e.Name == "org.freedesktop.systemd1.NoSuchUnit" {
-		return nil
+// ask reads a property of a unit that is loaded.
+func (s *systemd) ask(ctx context.Context, conn *dbus.Conn, id, iface, name string, value any) error {
+	var v dbus.Variant
+	err := conn.Object(busName, s.path(id)).CallWithContext(ctx, "org.freedesktop.DBus.Properties.Get", 0, iface, name).Store(&v)
+	if err == nil {
+		err = v.Store(value)
 	}
 	if err != nil {
-		return fmt.Errorf("cannot stop %s: %w", unitName(id), err)
+		return fmt.Errorf("cannot ask systemd for %s of %s: %w", name, s.name(id), err)
 	}
 	return nil
 }
 
-// unitPath is the unit's object path: letters and digits stay, all else
-// becomes _xx.
-func unitPath(id string) dbus.ObjectPath {
-	return dbus.ObjectPath("/org/freedesktop/systemd1/unit/banger_2dvm_2d" + id + "_2eservice")
+// verdict is how the main process of a unit ended.
+type verdict struct {
+	Result string // success, exit-code, signal, oom-kill, timeout, …
+	Code   int32  // a CLD_ constant of waitid(2)
+	Status int32
+}
+
+func (s *systemd) verdict(ctx context.Context, id string) (v verdict, err error) {
+	conn, err := s.bus.get(ctx)
+	if err != nil {
+		return v, err
+	}
+	err = errors.Join(s.ask(ctx, conn, id, serviceIface, "Result", &v.Result),
+		s.ask(ctx, conn, id, serviceIface, "ExecMainCode", &v.Code),
+		s.ask(ctx, conn, id, serviceIface, "ExecMainStatus", &v.Status))
+	return v, err
+}
+
+// stop queues the unit's stop, which is SIGKILL by the drop-in.
+func (s *systemd) stop(ctx context.Context, id string) error {
+	return s.tell(ctx, id, "StopUnit", "replace")
+}
+
+func (s *systemd) forget(ctx context.Context, id string) error {
+	return s.tell(ctx, id, "ResetFailedUnit")
+}
+
+// tell calls a method of the manager on the unit; it is fine if there is none.
+func (s *systemd) tell(ctx context.Context, id, method string, more ...any) error {
+	conn, err := s.bus.get(ctx)
+	if err != nil {
+		return err
+	}
+	err = manager(conn).CallWithContext(ctx, managerIface+"."+method, 0, append([]any{s.name(id)}, more...)...).Err
+	if e, ok := errors.AsType[dbus.Error](err); ok && e.Name == busName+".NoSuchUnit" {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("cannot call %s of %s: %w", method, s.name(id), err)
+	}
+	return nil
 }
 
 type systemdWatch struct {
@@ -236,20 +305,20 @@ type systemdWatch struct {
 }
 
 func (s *systemd) watch(ctx context.Context, id string) (unitWatch, error) {
-	conn, err := s.bus(ctx)
+	conn, err := s.bus.get(ctx)
 	if err != nil {
 		return nil, err
 	}
 	w := &systemdWatch{s: s, conn: conn, id: id, signals: make(chan *dbus.Signal, 16), rules: [][]dbus.MatchOption{
-		{dbus.WithMatchInterface("org.freedesktop.DBus.Properties"), dbus.WithMatchMember("PropertiesChanged"), dbus.WithMatchObjectPath(unitPath(id))},
-		{dbus.WithMatchInterface(managerIface), dbus.WithMatchMember("UnitRemoved"), dbus.WithMatchArg(0, unitName(id))},
+		{dbus.WithMatchInterface("org.freedesktop.DBus.Properties"), dbus.WithMatchMember("PropertiesChanged"), dbus.WithMatchObjectPath(s.path(id))},
+		{dbus.WithMatchInterface(managerIface), dbus.WithMatchMember("UnitRemoved"), dbus.WithMatchArg(0, s.name(id))},
 	}}
 	conn.Signal(w.signals)
 	for i, rule := range w.rules {
 		if err := conn.AddMatchSignalContext(ctx, rule...); err != nil {
 			w.rules = w.rules[:i]
 			w.close()
-			return nil, fmt.Errorf("cannot watch %s: %w", unitName(id), err)
+			return nil, fmt.Errorf("cannot watch %s: %w", s.name(id), err)
 		}
 	}
 	return w, nil
@@ -289,7 +358,7 @@ func (w *systemdWatch) change(ctx context.Context, wake <-chan struct{}) error {
 			if !ok {
 				return errors.New("connection to the system bus was lost")
 			}
-			if sig.Path == unitPath(w.id) || len(sig.Body) > 0 && sig.Body[0] == unitName(w.id) {
+			if sig.Path == w.s.path(w.id) || len(sig.Body) > 0 && sig.Body[0] == w.s.name(w.id) {
 				return nil
 			}
 		case <-wake:

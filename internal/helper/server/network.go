@@ -1,0 +1,360 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/http"
+	"os"
+	"regexp"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"banger/api"
+	"banger/internal/helper"
+	"banger/internal/installed"
+	"banger/internal/paths"
+)
+
+// network is the bridge and the rules. Who changes them holds the file lock
+// "ports", shared with "banger-helper cleanup ID"; mu guards only the fields.
+type network struct {
+	places Places
+	record installed.Record
+	bus    *systemBus
+	name   string // of this process, by which the kernel tells who changed a rule
+
+	mu       sync.Mutex
+	good     uint32 // generation up to which our rules are known to be whole; 0 = unknown
+	scanned  uint32 // generation the warnings are of
+	warnings []string
+	resolver int32 // index of the link that the resolver was told of
+}
+
+func newNetwork(record installed.Record, p Places, bus *systemBus) (*network, error) {
+	name, err := os.ReadFile("/proc/self/comm")
+	if err != nil {
+		return nil, err
+	}
+	return &network{places: p, record: record, bus: bus, name: strings.TrimSpace(string(name))}, nil
+}
+
+// ensureBridge is the verb. It is part of every start: when nothing changed
+// since the last time, it asks the kernel four questions.
+func (s *Server) ensureBridge(ctx context.Context, _ helper.Empty) (helper.Network, error) {
+	n := s.net
+	gen, err := generation()
+	if err != nil {
+		return helper.Network{}, err
+	}
+	n.mu.Lock()
+	whole := n.good != 0 && n.good == gen
+	n.mu.Unlock()
+	if !whole {
+		err = n.mend(ctx)
+	} else {
+		err = n.bringUp(ctx)
+	}
+	if err != nil {
+		return helper.Network{}, err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return helper.Network{Bridge: n.record.Bridge, Prefix: n.record.Network, Warnings: n.warnings}, nil
+}
+
+// bringUp does all but load the rules.
+func (n *network) bringUp(ctx context.Context) error {
+	bridge, err := ensureBridge(n.record)
+	if err != nil {
+		return err
+	}
+	return errors.Join(n.tellResolver(ctx, bridge.index), n.scan(ctx))
+}
+
+// mend makes bridge, rules and ports what the table of ports says, whatever
+// they are.
+func (n *network) mend(ctx context.Context) error {
+	err := n.places.locked(portsLock, func() error {
+		t, err := n.places.loadPorts()
+		if err != nil {
+			return err
+		}
+		before := len(t)
+		maps.DeleteFunc(t, func(id string, _ port) bool { return !n.places.hasJail(id) })
+		if len(t) != before {
+			if err := n.places.savePorts(t); err != nil {
+				return err
+			}
+		}
+		// The rules first, so that the bridge never is without.
+		if err := n.load(ctx, t); err != nil {
+			return err
+		}
+		bridge, err := ensureBridge(n.record)
+		if err != nil {
+			return err
+		}
+		for _, id := range t.ids() {
+			if t[id].Pinned {
+				err = errors.Join(err, joinPort(id, t[id], bridge))
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return n.bringUp(ctx)
+}
+
+// joinPort puts the VM's tap on the bridge; a VM that has just ended has none.
+func joinPort(id string, p port, bridge link) error {
+	l, err := linkByName(tapName(id))
+	if err == nil {
+		err = joinBridge(l, bridge, installed.GuestMAC(p.Address), p.Group != "")
+	}
+	if err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("port of VM %s: %w", id, err)
+	}
+	return nil
+}
+
+func (p Places) hasJail(id string) bool {
+	_, err := os.Lstat(p.jail(id))
+	return err == nil
+}
+
+// load replaces all rules by those for these ports.
+func (n *network) load(ctx context.Context, t ports) error {
+	rules, err := renderRules(n.record, t)
+	if err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.good = 0
+	if err := runNFT(ctx, rules); err != nil {
+		return err
+	}
+	gen, err := generation()
+	if err != nil {
+		return err
+	}
+	// Somebody may have flushed before the number was read; afterwards the
+	// watch tells.
+	if !tablesPresent() {
+		return errors.New("somebody removed the firewall rules at once")
+	}
+	n.good = gen
+	return nil
+}
+
+// update changes the table of ports, and then the kernel accordingly.
+func (n *network) update(ctx context.Context, change func(ports) error) error {
+	return n.places.locked(portsLock, func() error {
+		t, err := n.places.loadPorts()
+		if err != nil {
+			return err
+		}
+		before := maps.Clone(t)
+		if err := errors.Join(change(t), t.mark()); err != nil {
+			return err
+		}
+		if maps.Equal(before, t) {
+			return nil
+		}
+		if err := n.places.savePorts(t); err != nil {
+			return err
+		}
+		if del, add := difference(before, t); len(del)+len(add) > 0 {
+			if err := n.step(del, add); err != nil { // the rules are not as we left them
+				slog.Warn("loading the firewall rules anew", "err", err)
+				if err := n.load(ctx, t); err != nil {
+					return err
+				}
+			}
+		}
+		return regroup(before, t)
+	})
+}
+
+// step changes elements. When the rules were whole before, they are after.
+func (n *network) step(del, add []element) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if err := changeElements(del, add); err != nil {
+		return fmt.Errorf("cannot change firewall sets: %w", err)
+	}
+	gen, err := generation()
+	if err == nil && n.good != 0 && gen == n.good+1 { // else the watch judges the others
+		n.good = gen
+	}
+	return err
+}
+
+// regroup isolates the ports that left a group, and opens those that came to one.
+func regroup(before, after ports) (err error) {
+	for _, id := range after.ids() {
+		b, a := before[id], after[id]
+		if !a.Pinned || (b.Group == "") == (a.Group == "") {
+			continue
+		}
+		l, one := linkByName(tapName(id))
+		if one == nil && l.master != 0 {
+			one = isolate(l, a.Group != "")
+		}
+		if !errors.Is(one, unix.ENODEV) {
+			err = errors.Join(err, one)
+		}
+	}
+	return err
+}
+
+// plug is the network's part of vm.handover: first the rules pin the VM's
+// addresses to its port, then the port appears. Calling it again is fine.
+func (s *Server) plug(ctx context.Context, id string, slot int) error {
+	address, ok := s.record.GuestAddress(slot)
+	if !ok {
+		return noRoom(s.record)
+	}
+	s.mu.Lock()
+	ns := s.netns[id]
+	s.mu.Unlock()
+	if ns == nil {
+		if _, err := linkByName(tapName(id)); err != nil {
+			return errors.Join(api.Conflict("the network of VM %s was lost when the helper was stopped", id).
+				WithHint("`banger vm kill` it and start it again"), ignoreNoDevice(err))
+		}
+	}
+	// Without rules nothing would hold a port.
+	if _, err := s.ensureBridge(ctx, helper.Empty{}); err != nil {
+		return err
+	}
+	if err := s.net.update(ctx, func(t ports) error {
+		p := t[id]
+		p.Address, p.Pinned = address.Addr(), true
+		t[id] = p
+		return nil
+	}); err != nil {
+		return err
+	}
+	if ns != nil {
+		if err := moveTap(ns, id); err != nil {
+			return err
+		}
+	}
+	return s.places.locked(portsLock, func() error {
+		t, err := s.places.loadPorts()
+		if err != nil {
+			return err
+		}
+		bridge, err := linkByName(s.record.Bridge)
+		if err != nil {
+			return err
+		}
+		return joinPort(id, t[id], bridge)
+	})
+}
+
+func ignoreNoDevice(err error) error {
+	if errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	return err
+}
+
+func noRoom(r installed.Record) error {
+	return api.Conflict("network %s has no address left for another VM", r.Network).WithHint("delete a VM")
+}
+
+var groupForm = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+
+const maxGuests = 4096 // of one request
+
+// checkGuests looks at everything a caller said before anything is done.
+func (s *Server) checkGuests(r helper.NetworkRequest) (out ports, err error) {
+	if len(r.Guests) > maxGuests {
+		return nil, api.BadRequest("%d guests are more than %d", len(r.Guests), maxGuests)
+	}
+	out = ports{}
+	nat := false
+	for _, g := range r.Guests {
+		if err := checkID(g.ID); err != nil {
+			return nil, err
+		}
+		if _, again := out[g.ID]; again {
+			return nil, api.BadRequest("VM %s is there twice", g.ID)
+		}
+		if g.Group != "" && !groupForm.MatchString(g.Group) {
+			return nil, api.BadRequest("network %.80q is not 1 to 63 of a-z, 0-9 and hyphens between them", g.Group)
+		}
+		slot, err := s.slots.lookup(g.ID)
+		if err != nil {
+			return nil, err
+		}
+		address, ok := s.record.GuestAddress(slot.Slot)
+		if !ok {
+			return nil, noRoom(s.record)
+		}
+		out[g.ID] = port{Address: address.Addr(), NAT: g.NAT, Group: g.Group}
+		nat = nat || g.NAT
+	}
+	if nat {
+		return out, checkForwarding()
+	}
+	return out, nil
+}
+
+const forwardSwitch = "/proc/sys/net/ipv4/ip_forward"
+
+func checkForwarding() error {
+	raw, err := os.ReadFile(forwardSwitch)
+	if err != nil {
+		return fmt.Errorf("cannot tell whether the host forwards packets: %w", err)
+	}
+	if strings.TrimSpace(string(raw)) == "0" {
+		return api.Problemf(http.StatusPreconditionFailed, api.CodePrerequisite, "this host does not forward IPv4 packets, so NAT is not possible").
+			WithHint("`sysctl -w net.ipv4.ip_forward=1`; something overrides %s", paths.SysctlFile)
+	}
+	return nil
+}
+
+// applyNetwork is the verb. What a guest may holds from the launch of the VM
+// to its end: without a jail there is nothing that could be allowed anything.
+func (s *Server) applyNetwork(ctx context.Context, r helper.NetworkRequest) (helper.Empty, error) {
+	guests, err := s.checkGuests(r)
+	if err != nil {
+		return helper.Empty{}, err
+	}
+	err = s.net.update(ctx, func(t ports) error {
+		before := maps.Clone(t)
+		if r.Whole {
+			for id, p := range t {
+				t[id] = port{Address: p.Address, Pinned: p.Pinned}
+			}
+		}
+		for id, g := range guests {
+			if !s.places.hasJail(id) {
+				if r.Whole { // it ended meanwhile
+					continue
+				}
+				return api.Conflict("VM %s is not running", id).WithHint("call vm.launch first")
+			}
+			g.Pinned = before[id].Pinned
+			if g.Group == before[id].Group {
+				g.Mark = before[id].Mark
+			}
+			t[id] = g
+		}
+		return nil
+	})
+	if err == nil && r.Whole {
+		err = s.net.mend(ctx)
+	}
+	return helper.Empty{}, err
+}

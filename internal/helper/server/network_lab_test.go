@@ -1,0 +1,627 @@
+//go:build lab
+
+package server
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"banger/api"
+	"banger/internal/helper"
+	"banger/internal/installed"
+)
+
+// guest is a VM whose network card is this test: it opens the tap as the VMM
+// would, before the helper moves it, and answers ARP as a kernel would.
+type guest struct {
+	*life
+	mac net.HardwareAddr
+	ip  netip.Addr
+	tap *os.File
+	got chan []byte // frames, without those about ARP
+}
+
+const vnetHeader = 10 // what IFF_VNET_HDR puts before each frame
+
+func newGuest(t *testing.T) *guest {
+	t.Helper()
+	l := newLife(t)
+	l.attach()
+	l.launch()
+	l.configure()
+	address, ok := l.record.GuestAddress(l.slot.Slot)
+	if !ok {
+		t.Fatal("no address")
+	}
+	g := &guest{life: l, ip: address.Addr(), mac: installed.GuestMAC(address.Addr()), got: make(chan []byte, 1024)}
+	g.tap = openAsVMM(t, l.pid, l.slot.UID)
+	t.Cleanup(func() { g.tap.Close() })
+	return g
+}
+
+// openAsVMM opens tap0 with the VMM's uid, which has no rights, in the VMM's
+// namespace.
+func openAsVMM(t *testing.T, pid, uid int) *os.File {
+	t.Helper()
+	type result struct {
+		fd  int
+		err error
+	}
+	done := make(chan result)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread is thrown away
+		done <- func() (r result) {
+			ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
+			if err != nil {
+				return result{err: err}
+			}
+			defer ns.Close()
+			if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+				return result{err: err}
+			}
+			// The raw call changes this thread alone.
+			if _, _, e := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(uid), uintptr(uid), uintptr(uid)); e != 0 {
+				return result{err: e}
+			}
+			fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+			if err != nil {
+				return result{err: err}
+			}
+			ifr, err := unix.NewIfreq(nicName)
+			if err != nil {
+				return result{err: err}
+			}
+			ifr.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+			return result{fd, unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr)}
+		}()
+	}()
+	r := <-done
+	if r.err != nil {
+		t.Fatalf("as the VMM: %v", r.err)
+	}
+	return os.NewFile(uintptr(r.fd), "tap")
+}
+
+func (g *guest) handover() {
+	g.t.Helper()
+	g.timed("vm.handover", func() error { return g.c.Handover(g.t.Context(), g.id) })
+	go g.read()
+}
+
+func (g *guest) read() {
+	buf := make([]byte, 4096)
+	for {
+		n, err := g.tap.Read(buf)
+		if err != nil {
+			return // the tap is gone
+		}
+		f := bytes.Clone(buf[vnetHeader:n])
+		if len(f) >= 42 && binary.BigEndian.Uint16(f[12:]) == unix.ETH_P_ARP {
+			if binary.BigEndian.Uint16(f[20:]) == 1 && bytes.Equal(f[38:42], g.ip.AsSlice()) {
+				_ = g.write(arp(2, g.mac, g.mac, g.ip, net.HardwareAddr(f[22:28]), addr4(f[28:32])))
+			}
+			continue
+		}
+		select {
+		case g.got <- f:
+		default:
+		}
+	}
+}
+
+func addr4(b []byte) netip.Addr { a, _ := netip.AddrFromSlice(b); return a }
+
+func (g *guest) write(frame []byte) error {
+	_, err := g.tap.Write(append(make([]byte, vnetHeader), frame...))
+	return err
+}
+
+func (g *guest) send(frames ...[]byte) {
+	g.t.Helper()
+	for _, f := range frames {
+		g.must(g.write(f))
+	}
+}
+
+// await returns the first frame that came to the guest with one of the words.
+func (g *guest) await(words ...string) string {
+	g.t.Helper()
+	timeout := time.After(10 * time.Second)
+	for {
+		select {
+		case f := <-g.got:
+			for _, w := range words {
+				if bytes.Contains(f, []byte(w)) {
+					return w
+				}
+			}
+		case <-timeout:
+			g.t.Fatalf("%q did not come to the guest", words)
+		}
+	}
+}
+
+func ether(dst, src net.HardwareAddr, typ uint16, body []byte) []byte {
+	return append(binary.BigEndian.AppendUint16(append(bytes.Clone(dst), src...), typ), body...)
+}
+
+var broadcast = net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+
+// arp is a frame by etherSrc that says that mac has ip.
+func arp(op uint16, etherSrc, mac net.HardwareAddr, ip netip.Addr, dstMAC net.HardwareAddr, dst netip.Addr) []byte {
+	b := []byte{0, 1, 8, 0, 6, 4, 0, byte(op)}
+	b = append(append(b, mac...), ip.AsSlice()...)
+	b = append(append(b, dstMAC...), dst.AsSlice()...)
+	to := dstMAC
+	if op == 1 {
+		to = broadcast
+	}
+	return ether(to, etherSrc, unix.ETH_P_ARP, append(b, make([]byte, 18)...))
+}
+
+func udp(srcMAC, dstMAC net.HardwareAddr, src, dst netip.AddrPort, payload string) []byte {
+	u := binary.BigEndian.AppendUint16(nil, src.Port())
+	u = binary.BigEndian.AppendUint16(u, dst.Port())
+	u = binary.BigEndian.AppendUint16(u, uint16(8+len(payload)))
+	u = append(append(u, 0, 0), payload...) // no checksum
+	ip := []byte{0x45, 0, 0, 0, 0, 1, 0x40, 0, 64, unix.IPPROTO_UDP, 0, 0}
+	ip = append(append(ip, src.Addr().AsSlice()...), dst.Addr().AsSlice()...)
+	binary.BigEndian.PutUint16(ip[2:], uint16(20+len(u)))
+	sum := uint32(0)
+	for i := 0; i < 20; i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(ip[i:]))
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	binary.BigEndian.PutUint16(ip[10:], ^uint16(sum))
+	return ether(dstMAC, srcMAC, unix.ETH_P_IP, append(ip, u...))
+}
+
+func at(ip netip.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(ip, port) }
+
+// host is the lab's own side of the network.
+type host struct {
+	ip  netip.Addr
+	mac net.HardwareAddr
+}
+
+func (l *life) host() host {
+	prefix := netip.MustParsePrefix(l.record.Network)
+	return host{prefix.Addr(), installed.GuestMAC(prefix.Addr())}
+}
+
+func (g *guest) toHost(port uint16, payload string) []byte {
+	h := g.host()
+	return udp(g.mac, h.mac, at(g.ip, 4000), at(h.ip, port), payload)
+}
+
+// capture hears the frames that come in on a device, or on all.
+type capture struct{ f *os.File }
+
+func newCapture(t *testing.T, device string) capture {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0x0300) // ETH_P_ALL
+	if err == nil {
+		var i *net.Interface
+		if i, err = net.InterfaceByName(device); err == nil {
+			err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: 0x0300, Ifindex: i.Index})
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := capture{os.NewFile(uintptr(fd), "packet")}
+	t.Cleanup(func() { c.f.Close() })
+	return c
+}
+
+// await returns the first word that shows.
+func (c capture) await(t *testing.T, words ...string) string {
+	t.Helper()
+	_ = c.f.SetReadDeadline(time.Now().Add(10 * time.Second))
+	buf := make([]byte, 4096)
+	for {
+		n, err := c.f.Read(buf)
+		if err != nil {
+			t.Fatalf("%q was not heard: %v", words, err)
+		}
+		for _, w := range words {
+			if bytes.Contains(buf[:n], []byte(w)) {
+				return w
+			}
+		}
+	}
+}
+
+func run(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := exec.CommandContext(context.WithoutCancel(t.Context()), args[0], args[1:]...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%q: %v: %s", args, err, out)
+	}
+	return string(out)
+}
+
+// Between launch and handover the VMM can shout as it likes: nothing is heard
+// before the port is pinned, and then only what is pinned.
+func TestLabNoPacketBeforeItsPortIsPinned(t *testing.T) {
+	g := newGuest(t)
+	g.timed("bridge.ensure", func() error { _, err := g.c.EnsureBridge(t.Context()); return err })
+	ears := newCapture(t, g.record.Bridge)
+	stop, done := make(chan struct{}), make(chan int)
+	wrong := udp(g.mac, g.host().mac, at(netip.MustParseAddr("172.16.99.99"), 1), at(g.host().ip, 53), "wrong-address")
+	wrongMAC := udp(net.HardwareAddr{2, 1, 1, 1, 1, 1}, g.host().mac, at(g.ip, 1), at(g.host().ip, 53), "wrong-mac")
+	go func() {
+		sent := 0
+		for {
+			select {
+			case <-stop:
+				done <- sent
+				return
+			default:
+				if g.write(wrong) == nil { // fails while the tap is down
+					sent++
+				}
+				_ = g.write(wrongMAC)
+			}
+		}
+	}()
+	g.handover()
+	g.send(g.toHost(53, "right"))
+	if heard := ears.await(t, "wrong-address", "wrong-mac", "right"); heard != "right" {
+		t.Errorf("%s was heard", heard)
+	}
+	close(stop)
+	if sent := <-done; sent == 0 {
+		t.Error("nothing wrong was sent")
+	}
+	g.send(g.toHost(53, "end-of-test"))
+	if heard := ears.await(t, "wrong-address", "wrong-mac", "end-of-test"); heard != "end-of-test" {
+		t.Errorf("%s was heard", heard)
+	}
+	g.must(g.c.Handover(t.Context(), g.id)) // again is fine
+	g.timed("bridge.ensure", func() error { _, err := g.c.EnsureBridge(t.Context()); return err })
+}
+
+func TestLabPins(t *testing.T) {
+	g := newGuest(t)
+	g.handover()
+	h := g.host()
+	ears := newCapture(t, g.record.Bridge)
+	stranger, strangerIP := net.HardwareAddr{2, 0xfc, 9, 9, 9, 9}, netip.MustParseAddr("172.16.200.1")
+	tag := func(f []byte) []byte { return append(bytes.Clone(f), "bad-frame"...) }
+	good := g.toHost(53, "good-frame")
+	vlan := append(bytes.Clone(good[:12]), append([]byte{0x81, 0, 0, 5}, good[12:]...)...)
+	for name, bad := range map[string][]byte{
+		"MAC":             udp(stranger, h.mac, at(g.ip, 1), at(h.ip, 53), "bad-frame"),
+		"address":         udp(g.mac, h.mac, at(strangerIP, 1), at(h.ip, 53), "bad-frame"),
+		"host's address":  udp(g.mac, h.mac, at(h.ip, 1), at(h.ip, 53), "bad-frame"),
+		"ARP MAC":         tag(arp(1, g.mac, stranger, g.ip, h.mac, h.ip)),
+		"ARP ether MAC":   tag(arp(1, stranger, g.mac, g.ip, h.mac, h.ip)),
+		"ARP address":     tag(arp(1, g.mac, g.mac, strangerIP, h.mac, h.ip)),
+		"ARP for gateway": tag(arp(2, g.mac, g.mac, h.ip, broadcast, g.ip)),
+		"ARP probe":       tag(arp(1, g.mac, g.mac, netip.IPv4Unspecified(), h.mac, g.ip)),
+		"RARP":            tag(arp(3, g.mac, g.mac, g.ip, h.mac, h.ip)),
+		"IPv6":            ether(h.mac, g.mac, unix.ETH_P_IPV6, append(make([]byte, 60), "bad-frame"...)),
+		"VLAN":            bytes.Replace(vlan, []byte("good-frame"), []byte("bad-frame "), 1),
+		"unknown type":    ether(h.mac, g.mac, 0x88cc, append(make([]byte, 60), "bad-frame"...)),
+		"spanning tree":   ether(net.HardwareAddr{1, 0x80, 0xc2, 0, 0, 0}, g.mac, 38, append(make([]byte, 60), "bad-frame"...)),
+	} {
+		g.send(bad, good)
+		if ears.await(t, "bad-frame", "good-frame") != "good-frame" {
+			t.Errorf("wrong %s: it passed", name)
+			ears.await(t, "good-frame")
+		}
+	}
+	g.send(arp(1, g.mac, g.mac, g.ip, h.mac, h.ip)) // its own ARP is answered
+	g.send(append(arp(1, g.mac, g.mac, g.ip, h.mac, h.ip), "own-arp"...))
+	ears.await(t, "own-arp")
+}
+
+func TestLabGroups(t *testing.T) {
+	a, b, c := newGuest(t), newGuest(t), newGuest(t)
+	for _, g := range []*guest{a, b, c} {
+		g.handover()
+	}
+	talk := func(to *guest, word string) [][]byte {
+		return [][]byte{
+			udp(a.mac, to.mac, at(a.ip, 1), at(to.ip, 2), word+"-unicast"),
+			udp(a.mac, broadcast, at(a.ip, 1), at(netip.MustParseAddr("255.255.255.255"), 2), word+"-broadcast"),
+			udp(a.mac, a.host().mac, at(a.ip, 1), at(to.ip, 2), word+"-routed"),
+		}
+	}
+	apply := func(guests ...helper.GuestNetwork) {
+		t.Helper()
+		a.timed("network.apply", func() error { return a.c.ApplyNetwork(t.Context(), helper.NetworkRequest{Guests: guests}) })
+	}
+	a.send(talk(b, "alone")...)
+	apply(helper.GuestNetwork{ID: a.id, Group: "blue"})
+	a.send(talk(b, "half")...)
+	apply(helper.GuestNetwork{ID: b.id, Group: "blue"}, helper.GuestNetwork{ID: c.id, Group: "green"})
+	a.send(talk(c, "other")...)
+	a.send(talk(b, "same")...)
+	if got := b.await("alone", "half", "other-unicast", "same"); got != "same" {
+		t.Errorf("b heard %s", got)
+	}
+	apply(helper.GuestNetwork{ID: b.id})
+	a.send(talk(b, "left")...)
+	// What the host itself sends still comes, behind all else.
+	for _, g := range []*guest{b, c} {
+		g.hostSays("from-the-host")
+		if got := g.await("alone", "half", "other", "left", "-routed", "from-the-host"); got != "from-the-host" {
+			t.Errorf("%s heard %s", g.id, got)
+		}
+	}
+	a.must(a.c.ApplyNetwork(t.Context(), helper.NetworkRequest{Whole: true, Guests: []helper.GuestNetwork{{ID: a.id, Group: "red"}, {ID: c.id, Group: "red"}}}))
+	a.send(talk(c, "now")...)
+	c.await("now-unicast")
+}
+
+func (g *guest) hostSays(word string) {
+	g.t.Helper()
+	conn, err := net.Dial("udp", at(g.ip, 7).String())
+	g.must(err)
+	_, err = conn.Write([]byte(word))
+	g.must(errors.Join(err, conn.Close()))
+}
+
+func listenUDP(t *testing.T, address string) net.PacketConn {
+	t.Helper()
+	c, err := net.ListenPacket("udp4", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func hear(t *testing.T, c net.PacketConn, wait time.Duration) (string, net.Addr) {
+	t.Helper()
+	_ = c.SetReadDeadline(time.Now().Add(wait))
+	buf := make([]byte, 2048)
+	n, from, err := c.ReadFrom(buf)
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatal(err)
+	}
+	return string(buf[:n]), from
+}
+
+// Of the host a guest reaches DNS and answers, on no address anything else.
+func TestLabHostServices(t *testing.T) {
+	g := newGuest(t)
+	g.handover()
+	h := g.host()
+	secret := listenUDP(t, "0.0.0.0:9999")
+	dns := listenUDP(t, at(h.ip, 53).String())
+	addresses, err := net.InterfaceAddrs()
+	g.must(err)
+	for _, a := range addresses {
+		prefix, err := netip.ParsePrefix(a.String())
+		if err == nil && prefix.Addr().Is4() {
+			g.send(udp(g.mac, h.mac, at(g.ip, 4000), at(prefix.Addr(), 9999), "to "+prefix.String()),
+				udp(g.mac, h.mac, at(g.ip, 4000), at(prefix.Addr(), 53), "dns at "+prefix.String()))
+		}
+	}
+	g.send(g.toHost(53, "question"))
+	for {
+		word, _ := hear(t, dns, 10*time.Second)
+		if word == "question" {
+			break
+		}
+		if word != "dns at "+g.record.Network {
+			t.Fatalf("DNS heard %q", word)
+		}
+	}
+	if word, _ := hear(t, secret, time.Millisecond); word != "" {
+		t.Errorf("the service heard %q", word)
+	}
+	// TCP to 53 comes to a socket that is not there; that is answered.
+	asker := listenUDP(t, at(h.ip, 0).String())
+	_, err = asker.WriteTo([]byte("are you there"), net.UDPAddrFromAddrPort(at(g.ip, 7000)))
+	g.must(err)
+	g.await("are you there")
+	port := uint16(asker.LocalAddr().(*net.UDPAddr).Port)
+	g.send(udp(g.mac, h.mac, at(g.ip, 7001), at(h.ip, port), "not asked"), udp(g.mac, h.mac, at(g.ip, 7000), at(h.ip, port), "yes"))
+	if word, _ := hear(t, asker, 10*time.Second); word != "yes" {
+		t.Errorf("answer %q", word)
+	}
+}
+
+// outside is a network namespace behind the host.
+func outside(t *testing.T) net.PacketConn {
+	t.Helper()
+	name := "banger-test-out"
+	run(t, "ip", "netns", "add", name)
+	t.Cleanup(func() { run(t, "ip", "netns", "del", name) })
+	run(t, "ip", "link", "add", "bt-host", "type", "veth", "peer", "name", "bt-out", "netns", name)
+	run(t, "ip", "addr", "add", "192.0.2.1/24", "dev", "bt-host")
+	run(t, "ip", "link", "set", "bt-host", "up")
+	run(t, "ip", "-n", name, "addr", "add", "192.0.2.2/24", "dev", "bt-out")
+	run(t, "ip", "-n", name, "link", "set", "bt-out", "up")
+	ns, err := os.Open("/run/netns/" + name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	var c net.PacketConn
+	if err := inNetNS(ns, func(*os.File) error { c, err = net.ListenPacket("udp4", "192.0.2.2:5000"); return err }); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func (g *guest) toOutside(word string) []byte {
+	return udp(g.mac, g.host().mac, at(g.ip, 4000), netip.MustParseAddrPort("192.0.2.2:5000"), word)
+}
+
+func (g *guest) nat(on bool) {
+	g.t.Helper()
+	g.timed("network.apply", func() error {
+		return g.c.ApplyNetwork(g.t.Context(), helper.NetworkRequest{Guests: []helper.GuestNetwork{{ID: g.id, NAT: on}}})
+	})
+}
+
+func TestLabNAT(t *testing.T) {
+	out := outside(t)
+	g := newGuest(t)
+	g.handover()
+	g.send(g.toOutside("without"))
+	g.nat(true)
+	g.send(g.toOutside("with"))
+	word, from := hear(t, out, 10*time.Second)
+	if word != "with" || !strings.HasPrefix(from.String(), "192.0.2.1:") {
+		t.Fatalf("%q from %v", word, from)
+	}
+	_, err := out.WriteTo([]byte("answer"), from)
+	g.must(err)
+	g.await("answer")
+	// Nobody comes in from outside by himself.
+	run(t, "ip", "-n", "banger-test-out", "route", "add", g.record.Network, "via", "192.0.2.1")
+	_, err = out.WriteTo([]byte("intruder"), net.UDPAddrFromAddrPort(at(g.ip, 22)))
+	g.must(err)
+	g.nat(false)
+	g.send(g.toOutside("cut")) // a connection that was open
+	g.nat(true)
+	g.send(g.toOutside("again"))
+	if word, _ := hear(t, out, 10*time.Second); word != "again" {
+		t.Errorf("outside heard %q", word)
+	}
+	g.hostSays("from-the-host")
+	if got := g.await("intruder", "from-the-host"); got != "from-the-host" {
+		t.Errorf("the guest heard an %s", got)
+	}
+}
+
+// A firewall restart, a deleted or emptied bridge: mended within a second.
+func TestLabMended(t *testing.T) {
+	g := newGuest(t)
+	g.handover()
+	g.nat(true)
+	t.Cleanup(func() { run(t, "systemctl", "restart", "nftables.service") }) // the lab's own rules
+	bridge := g.record.Bridge
+	for _, foul := range [][]string{
+		{"nft", "flush", "ruleset"},
+		{"nft", "delete", "table", "bridge", "banger"},
+		{"nft", "flush", "chain", "inet", "banger", "to_host"},
+		{"nft", "flush", "set", "inet", "banger", "nat"},
+		{"systemctl", "restart", "nftables.service"},
+		{"ip", "link", "del", bridge},
+		{"ip", "link", "set", bridge, "down"},
+		{"ip", "addr", "flush", "dev", bridge},
+	} {
+		want := labState(t, g)
+		run(t, foul...)
+		start := time.Now()
+		for labState(t, g) != want {
+			if time.Since(start) > 20*time.Second {
+				t.Fatalf("%q: %s\nwant %s", foul, labState(t, g), want)
+			}
+			time.Sleep(5 * time.Millisecond) // until programs that print states show it
+		}
+		t.Logf("%-50s mended after %4d ms (as seen by starting nft and ip again and again)", strings.Join(foul, " "), time.Since(start).Milliseconds())
+		ears := newCapture(t, bridge)
+		g.send(udp(g.mac, g.host().mac, at(netip.MustParseAddr("172.16.99.99"), 1), at(g.host().ip, 53), "wrong"), g.toHost(53, "right"))
+		if ears.await(t, "wrong", "right") != "right" {
+			t.Errorf("%q: not pinned", foul)
+		}
+	}
+}
+
+// labState is everything of the network that must be as it was, without numbers
+// that a new object has.
+func labState(t *testing.T, g *guest) string {
+	out, err := exec.CommandContext(t.Context(), "sh", "-c", `nft list table bridge banger; nft list table inet banger
+		ip -o addr show dev "$1" | grep -o 'inet .* brd'; ip -o -d link show master "$1" | grep -o 'tap[^:]*:\|isolated o[nf]*\|learning o[nf]*\|locked o[nf]*\|,UP'
+		ip -o link show "$1" | grep -o ',UP\|link/ether [0-9a-f:]*'; bridge fdb show dev "$2" | grep static`, "sh", g.record.Bridge, tapName(g.id)).CombinedOutput()
+	if err != nil {
+		return err.Error()
+	}
+	return string(out)
+}
+
+func TestLabLeavesNoPort(t *testing.T) {
+	g := newGuest(t)
+	g.handover()
+	g.must(g.c.ApplyNetwork(t.Context(), helper.NetworkRequest{Guests: []helper.GuestNetwork{{ID: g.id, NAT: true, Group: "g"}}}))
+	if left := strings.Join(g.left(), " "); !strings.Contains(left, "tap") || !strings.Contains(left, "element") || !strings.Contains(left, "nat") {
+		t.Fatalf("the count sees only %q", left)
+	}
+	g.must(unix.Kill(g.pid, unix.SIGKILL))
+	g.gone(sudden)
+	if err := g.c.ApplyNetwork(t.Context(), helper.NetworkRequest{Guests: []helper.GuestNetwork{{ID: g.id, NAT: true}}}); code(err) != api.CodeConflict {
+		t.Errorf("apply to a VM that ended: %v", err)
+	}
+	if left := g.left(); len(left) > 0 {
+		t.Errorf("left %q", left)
+	}
+}
+
+func TestLabOtherFirewalls(t *testing.T) {
+	out := outside(t)
+	g := newGuest(t)
+	g.handover()
+	g.nat(true)
+	warnings := func() string {
+		n, err := g.c.EnsureBridge(t.Context())
+		g.must(err)
+		return strings.Join(n.Warnings, "\n")
+	}
+	if w := warnings(); w != "" {
+		t.Errorf("warnings %q", w)
+	}
+	t.Cleanup(func() { run(t, "nft", "flush", "ruleset"); run(t, "systemctl", "restart", "nftables.service") })
+	run(t, "nft", "add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }; add chain ip filter INPUT { type filter hook input priority 0; policy drop; }; add rule ip filter INPUT tcp dport 22 accept; add rule ip filter INPUT ct state established accept")
+	if w := warnings(); !strings.Contains(w, "FORWARD") || !strings.Contains(w, "INPUT") {
+		t.Errorf("warnings %q", w)
+	}
+	// As Docker has it.
+	run(t, "nft", "flush chain ip filter INPUT; delete chain ip filter INPUT; add chain ip filter DOCKER-USER; add rule ip filter FORWARD jump DOCKER-USER")
+	if w := warnings(); !strings.Contains(w, "Docker") {
+		t.Errorf("warnings %q", w)
+	}
+	g.send(g.toOutside("through"))
+	word, from := hear(t, out, 10*time.Second)
+	if word != "through" {
+		t.Errorf("outside heard %q", word)
+	}
+	_, err := out.WriteTo([]byte("answer"), from)
+	g.must(err)
+	g.await("answer")
+	if n := strings.Count(run(t, "nft", "list", "chain", "ip", "filter", "DOCKER-USER"), g.record.Bridge); n != 4 {
+		t.Errorf("%d rules in Docker's chain", n)
+	}
+}
+
+// A helper that is restarted between launch and handover gets the namespace
+// back from systemd.
+func TestLabNamespaceOutlivesTheHelper(t *testing.T) {
+	g := newGuest(t)
+	run(t, "systemctl", "restart", "banger-helper.service")
+	run(t, "systemctl", "kill", "--signal=KILL", "banger-helper.service")
+	for { // until systemd has started it again
+		if _, err := g.c.Check(t.Context()); err == nil {
+			break
+		} else if t.Context().Err() != nil {
+			t.Fatal(err)
+		}
+	}
+	g.handover()
+	ears := newCapture(t, g.record.Bridge)
+	g.send(g.toHost(53, "right"))
+	ears.await(t, "right")
+}
