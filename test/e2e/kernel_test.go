@@ -40,14 +40,14 @@ func TestOnTheDistributionsKernel(t *testing.T) {
 	}
 	leavesNothing(t)
 	r := banger(t, "vm", "run", "--rm", "--kernel", distributionKernel, "--", "sh", "-c", "cat /proc/modules | wc -l; echo err >&2; exit 7")
-	if r.code != 7 || r.stderr != "err\n" || strings.TrimSpace(r.stdout) == "0" {
+	if r.Code != 7 || r.Stderr != "err\n" || strings.TrimSpace(r.Stdout) == "0" {
 		t.Errorf("%+v", r)
 	}
 	vm := running(t, "--kernel", distributionKernel)
 	eventually(t, 90*time.Second, func() error {
 		r := banger(t, "vm", "exec", vm.Name, "--", "systemctl", "is-system-running")
-		if got := strings.TrimSpace(r.stdout); got != "running" && got != "degraded" {
-			return fmt.Errorf("systemd says %q %s", got, r.stderr)
+		if got := strings.TrimSpace(r.Stdout); got != "running" && got != "degraded" {
+			return fmt.Errorf("systemd says %q %s", got, r.Stderr)
 		}
 		return nil
 	})
@@ -93,9 +93,9 @@ func TestOwnKernelHasWhatDevelopersRun(t *testing.T) {
 		"hardening":            `[ "$(cat /proc/sys/kernel/unprivileged_bpf_disabled)" = 2 ] && [ ! -e /dev/mem ]`,
 	} {
 		r := banger(t, "vm", "exec", vm.Name, "--", "sh", "-c", script)
-		if r.code != 0 {
-			t.Errorf("%s: exit %d, %s%s", what, r.code, r.stdout, r.stderr)
+		if r.Code != 0 {
+			t.Errorf("%s: exit %d, %s%s", what, r.Code, r.Stdout, r.Stderr)
 		}
 	}
-	t.Logf("clock of the host: %s", banger(t, "vm", "exec", vm.Name, "--", "sh", "-c", "cat /sys/class/ptp/*/clock_name 2>&1; dmesg | grep -iE 'error|fail|warn' | head").stdout)
+	t.Logf("clock of the host: %s", banger(t, "vm", "exec", vm.Name, "--", "sh", "-c", "cat /sys/class/ptp/*/clock_name 2>&1; dmesg | grep -iE 'error|fail|warn' | head").Stdout)
 }
