@@ -80,9 +80,10 @@ type Options struct {
 // is done one after the other.
 type Manager struct {
 	Options
-	locks keyedLocks
-	exits *exitWatch
-	boot  string // boot id of the host
+	locks  keyedLocks
+	exits  *exitWatch
+	spares spares
+	boot   string // boot id of the host
 
 	tasks  sync.WaitGroup // background work on VMs that ended
 	closed context.CancelCauseFunc
@@ -110,6 +111,7 @@ func NewManager(ctx context.Context, o Options) (*Manager, error) {
 // Close ends the watching of VMs. The VMs themselves go on.
 func (m *Manager) Close() error {
 	m.closed(ErrEnding)
+	m.spares.close()
 	err := m.exits.close()
 	m.tasks.Wait()
 	return err
@@ -217,6 +219,9 @@ func (m *Manager) Dial(ctx context.Context, ref string, port uint32) (*net.UnixC
 		return nil, api.Conflict("cannot reach VM %q: it is %s", v.Name, v.State).
 			WithHint("start it with `banger vm start %s`", v.Name)
 	}
+	if u := m.spares.take(v, port); u != nil {
+		return u, nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, connectTime)
 	defer cancel()
 	u, err := jailOf(v.ID, v.UID).dialGuest(ctx, port)
@@ -226,6 +231,21 @@ func (m *Manager) Dial(ctx context.Context, ref string, port uint32) (*net.UnixC
 		return nil, fmt.Errorf("cannot reach VM %q: %w", v.Name, err)
 	}
 	return u, nil
+}
+
+// Prepare makes a connection ready for the next Dial to the same port, when a
+// session with the VM has ended. Without it that takes longer, so that a failure
+// is nobody's loss.
+func (m *Manager) Prepare(ctx context.Context, ref string, port uint32) {
+	v, err := m.Get(ctx, ref)
+	if err != nil || v.State != api.StateRunning || !m.spares.wanted(v, port) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, connectTime)
+	defer cancel()
+	if u, err := jailOf(v.ID, v.UID).dialGuest(ctx, port); err == nil {
+		m.spares.put(v, u)
+	}
 }
 
 // locked runs f on the newest record of the VM with that id while nothing else

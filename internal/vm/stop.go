@@ -158,6 +158,7 @@ func (m *Manager) Delete(ctx context.Context, id string, force bool, rep Reporte
 // exited is called for every VMM that ended. Whoever waits for that end has
 // been told; what remains are the ends nobody asked for.
 func (m *Manager) exited(e helper.Exit) {
+	m.spares.forget(e.ID)
 	m.tasks.Go(func() {
 		err := m.locked(m.ctx, e.ID, func(v *store.VM) error {
 			// Started again meanwhile: vm.launch has removed the record.

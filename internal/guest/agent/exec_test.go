@@ -166,7 +166,10 @@ func TestExecRefused(t *testing.T) {
 		"too many variables":  {ready, guest.Exec{Env: slices.Repeat([]string{"A=B"}, 2000)}, 400},
 		"terminal":            {ready, guest.Exec{TTY: &guest.TTY{Term: "\x00"}}, 400},
 	} {
-		_, err := guest.StartExec(t.Context(), connect(t, tt.addr), tt.exec)
+		h, err := guest.StartExec(t.Context(), connect(t, tt.addr), tt.exec)
+		if err == nil {
+			_, err = h.Wait()
+		}
 		if p, ok := errors.AsType[*api.Problem](err); !ok || p.Status != tt.status {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -190,8 +193,36 @@ func TestStartExecEndsWithItsContext(t *testing.T) {
 	c := connect(t, l.Addr().String())
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	if _, err := guest.StartExec(ctx, c, guest.Exec{}); !errors.Is(err, context.DeadlineExceeded) {
+	h, err := guest.StartExec(ctx, c, guest.Exec{})
+	if err == nil {
+		_, err = h.Wait()
+	}
+	if !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("error is: %v", err)
+	}
+}
+
+// The answer to a silent command must not wait for its end, and that to a quick
+// one leaves with its end, in one write.
+func TestAnswerLeavesWithTheFirstFrame(t *testing.T) {
+	for name, quick := range map[string]bool{"quick": true, "silent": false} {
+		near, far := net.Pipe() // a read is a write
+		c := newUpgradedConn(far, "x")
+		go func() {
+			if quick {
+				_, _ = c.Write([]byte("frame"))
+			}
+		}()
+		b := make([]byte, 1000)
+		n, err := near.Read(b)
+		if err != nil || !strings.HasPrefix(string(b[:n]), "HTTP/1.1 101") || strings.HasSuffix(string(b[:n]), "\r\n\r\nframe") != quick {
+			t.Errorf("%s: %q, %v", name, b[:n], err)
+		}
+		go func() { _, _ = c.Write([]byte("next")) }()
+		if n, err := near.Read(b); err != nil || string(b[:n]) != "next" {
+			t.Errorf("%s: then %q, %v", name, b[:n], err)
+		}
+		_ = c.Close()
 	}
 }
 
