@@ -202,6 +202,21 @@ func TestStartExecEndsWithItsContext(t *testing.T) {
 	}
 }
 
+// A command's input must not become a request where the command is refused.
+func TestRefusedInputIsNoRequest(t *testing.T) {
+	c := connect(t, serveRoute(t, func() *launcher { return nil }))
+	smuggled := "x /v1/exec HTTP/1.1\r\nContent-Length: 0\r\n\r\n"
+	for _, part := range []string{"POST /v1/exec HTTP/1.1\r\nUpgrade: banger-exec\r\nContent-Length: 2\r\n\r\n{}", "\x01\x00\x00\x00\x30" + smuggled + smuggled} {
+		if _, err := io.WriteString(c, part); err != nil {
+			t.Fatal(err)
+		}
+	}
+	answers, err := io.ReadAll(c)
+	if n := strings.Count(string(answers), "HTTP/1.1 "); n != 1 || !strings.HasPrefix(string(answers), "HTTP/1.1 409") {
+		t.Errorf("%d answers, %v: %q", n, err, answers)
+	}
+}
+
 // The answer to a silent command must not wait for its end, and that to a quick
 // one leaves with its end, in one write.
 func TestAnswerLeavesWithTheFirstFrame(t *testing.T) {

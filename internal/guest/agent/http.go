@@ -206,6 +206,9 @@ func readRequest(r *bufio.Reader) (httpRequest, error) {
 	if err != nil {
 		return httpRequest{}, err
 	}
+	// What follows a request to upgrade is not HTTP, however it is answered, and
+	// must not be taken for another request.
+	req.last = req.last || req.upgrade != ""
 	req.body = make([]byte, length)
 	if _, err := io.ReadFull(r, req.body); err != nil {
 		return httpRequest{}, api.BadRequest("cannot read the request's body: %v", err)

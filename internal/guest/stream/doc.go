@@ -13,7 +13,7 @@
 //
 // with a guest.Exec as JSON, and goes on with frames at once, without waiting for
 // the answer. One other than 101 is an ordinary problem document: nothing was
-// started, and the frames meant nothing. 101 comes together with the agent's
+// started, and the agent closes the connection unread. 101 comes together with the agent's
 // first frame, or after a second if there is none yet. A frame is
 //
 //	1 byte   type
