@@ -27,12 +27,48 @@ func (a *App) vmStopCommand() *cobra.Command {
 	cmd := a.manyCommand(&cobra.Command{
 		Use: "stop NAME...", Short: "Shut VMs down; their disks stay",
 		Long:    "Asks the guest to end, and kills the VM when it has not after the timeout.",
-		Example: "  banger vm stop box\n  banger vm stop box web --timeout 5s",
+		Example: "  banger vm stop box\n  banger vm stop box web --timeout 5s\n  banger vm stop --all",
 	}, "stopping", func(c *client.Client, ctx context.Context, ref string) (api.Operation, error) {
 		return c.StopVM(ctx, ref, timeout)
 	})
 	cmd.Flags().DurationVar(&timeout, "timeout", 0, "time for the guest to end, e.g. 30s (default: the daemon's)")
+	a.orAll(cmd)
 	return cmd
+}
+
+// orAll lets cmd, one of manyCommand, do the same to all VMs that run.
+func (a *App) orAll(cmd *cobra.Command) {
+	all := false
+	cmd.Flags().BoolVar(&all, "all", false, "all VMs that run, instead of names")
+	some, many := cmd.Args, cmd.RunE
+	cmd.Args = func(cmd *cobra.Command, refs []string) error {
+		if all {
+			return args(0, 0, "no names beside --all")(cmd, refs)
+		}
+		return some(cmd, refs)
+	}
+	cmd.RunE = func(cmd *cobra.Command, refs []string) error {
+		if !all {
+			return many(cmd, refs)
+		}
+		c, err := a.connect()
+		if err != nil {
+			return err
+		}
+		vms, err := c.VMs(cmd.Context())
+		if err != nil {
+			return fmt.Errorf("cannot list VMs: %w", err)
+		}
+		for _, vm := range vms {
+			if vm.State != api.StateCreated && vm.State != api.StateStopped && vm.State != api.StateFailed {
+				refs = append(refs, vm.ID)
+			}
+		}
+		if len(refs) == 0 && !a.json {
+			return nil
+		}
+		return many(cmd, refs)
+	}
 }
 
 func (a *App) vmRestartCommand() *cobra.Command {

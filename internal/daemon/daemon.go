@@ -10,10 +10,12 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"banger/internal/artifact"
 	"banger/internal/config"
+	"banger/internal/disk"
 	"banger/internal/dns"
 	"banger/internal/helper"
 	"banger/internal/identity"
@@ -42,6 +44,7 @@ type Daemon struct {
 	// ending ends the streams that have no end of their own.
 	ending context.Context
 	end    context.CancelCauseFunc
+	tasks  sync.WaitGroup // run until then
 }
 
 // Open makes a daemon of an installed banger and compares its records with the
@@ -76,16 +79,36 @@ func Open(ctx context.Context, log *slog.Logger) (d *Daemon, err error) {
 	}
 	d.vms, err = vm.NewManager(ctx, vm.Options{
 		Store: d.store, Helper: d.helper, Kernels: d.kernels, Hosts: d.hosts, Log: log,
-		Names: &d.names, Zone: Zone,
-		StateDir: paths.StateDir, ExitDir: paths.ExitDir,
+		Names: &d.names, Zone: Zone, Disks: workFiles{}, Record: d.record,
+		StateDir: paths.StateDir, ExitDir: paths.ExitDir, JailDir: paths.JailDir,
+		AutostartMark: paths.AutostartMark, Reserve: d.config.DiskReserve,
 		DefaultImage: d.config.DefaultImage, DefaultKernel: d.config.DefaultKernel,
 		DefaultVCPU: d.config.VMDefaults.VCPU, DefaultMemory: d.config.VMDefaults.MemoryMiB,
-		StartTimeout: d.config.VMDefaults.StartTimeout,
+		DefaultDisk: d.config.VMDefaults.DiskBytes, DefaultNAT: d.config.VMDefaults.NAT,
+		DefaultIdleStop: d.config.AutoStopStaleAfter, StartTimeout: d.config.VMDefaults.StartTimeout,
 	})
 	if err != nil {
 		return d, err
 	}
+	d.watchSpace()
 	return d, d.expectLeases(ctx)
+}
+
+// workFiles makes the files of work disks.
+type workFiles struct{}
+
+func (workFiles) Create(ctx context.Context, path string, bytes int64) error {
+	return disk.MakeWork(ctx, path, bytes)
+}
+
+func (workFiles) Grow(path string, bytes int64) error { return disk.Grow(path, bytes) }
+
+// watchSpace pauses VMs while the disk that theirs lie on is nearly full. Half
+// of the reserve more has to be free before they go on.
+func (d *Daemon) watchSpace() {
+	guard := &disk.Guard{Dir: paths.StateDir, Reserve: d.config.DiskReserve, Resume: d.config.DiskReserve * 3 / 2,
+		Changed: func(low bool, free int64) { d.vms.LowSpace(d.ending, low, free) }}
+	d.tasks.Go(func() { guard.Run(d.ending) })
 }
 
 // Serve answers on l until the context ends, then lets the open requests
@@ -115,6 +138,7 @@ func (d *Daemon) Close() error {
 	d.leases.close()
 	d.ops.close()
 	d.end(vm.ErrEnding)
+	d.tasks.Wait()
 	var errs []error
 	if d.vms != nil {
 		errs = append(errs, d.vms.Close())

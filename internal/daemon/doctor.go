@@ -23,7 +23,8 @@ func (d *Daemon) getDoctor(ctx context.Context, _ *struct{}) ([]api.Check, error
 	} else {
 		checks = append(checks, helperChecks(facts)...)
 	}
-	return append(checks, d.imageCheck(ctx), d.kernelCheck(ctx), spaceCheck()), nil
+	checks = append(checks, d.imageCheck(ctx), d.kernelCheck(ctx), spaceCheck())
+	return append(checks, d.vms.Checks(ctx)...), nil
 }
 
 func helperChecks(f helper.HostFacts) []api.Check {
@@ -32,7 +33,7 @@ func helperChecks(f helper.HostFacts) []api.Check {
 		drift = warn("versions", fmt.Sprintf("daemon is %s, helper is %s", version.Version, f.HelperVersion),
 			"they are made to go together", "sudo systemctl restart bangerd banger-helper")
 	}
-	return []api.Check{
+	checks := []api.Check{
 		drift,
 		fact("kvm", f.KVM, "usable", "no VM runs without it", "load kvm_intel or kvm_amd, enable virtualization in the firmware, or use `banger machine`"),
 		fact("device-mapper", f.DeviceMapper, "dm-snapshot is there", "root disks are made with it", "sudo modprobe dm_snapshot"),
@@ -40,8 +41,16 @@ func helperChecks(f helper.HostFacts) []api.Check {
 		fact("tun", f.Tun, "usable", "VMs get their network by it", "sudo modprobe tun"),
 		fact("cgroup-v2", f.CgroupV2, "mounted", "limits of VMs are kept by it", "boot with systemd.unified_cgroup_hierarchy=1"),
 		fact("jail", f.Jail, "usable", "each VM lives in a directory there", "keep "+paths.HelperDir+" on one filesystem without nodev and noexec"),
+		fact("nft", f.NFT, "usable", "what guests may do is kept by it", "install nftables"),
 		firecrackerCheck(f),
 	}
+	if f.Forwarding != "" {
+		checks = append(checks, warn("forwarding", f.Forwarding, "guests with NAT reach nothing without it", "sudo sysctl net.ipv4.ip_forward=1, or sudo banger system install"))
+	}
+	for _, said := range f.Firewall {
+		checks = append(checks, warn("firewall", said, "another firewall decides as well", ""))
+	}
+	return checks
 }
 
 // fact turns one of the helper's facts, empty when all is well, into a check.

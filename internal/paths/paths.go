@@ -15,8 +15,10 @@ const (
 	BlobDir   = HelperDir + "/blobs/sha256"
 
 	DaemonSocket = "/run/banger/bangerd.sock"
-	HelperRunDir = "/run/banger-helper"
-	HelperSocket = HelperRunDir + "/helper.sock"
+	// AutostartMark is there once VMs were started with the host.
+	AutostartMark = "/run/banger/autostarted"
+	HelperRunDir  = "/run/banger-helper"
+	HelperSocket  = HelperRunDir + "/helper.sock"
 	// ExitDir holds ID.json for each VMM that ended, written by root.
 	ExitDir = HelperRunDir + "/exit"
 
