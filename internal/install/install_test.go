@@ -150,7 +150,7 @@ func TestUpgrade(t *testing.T) {
 			}
 		}, []string{"systemctl daemon-reload", "systemctl stop bangerd.service bangerd.socket banger-dns.socket",
 			"systemctl start bangerd.socket", "systemctl start banger-dns.socket", "systemctl start bangerd.service"}},
-		"stopped":       {func(f *fakeHost) { f.active["bangerd.service"] = false }, []string{"systemctl start bangerd.service"}},
+		"stopped": {func(f *fakeHost) { f.active["bangerd.service"] = false }, []string{"systemctl start bangerd.service"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newHost(t)
