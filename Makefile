@@ -9,6 +9,10 @@ BIN      := build/bin
 # The lab gets programs of a constant version: what is installed there is cached
 # by its content, and a commit that changes no program changes no content.
 LAB_BIN  := build/lab-bin
+# The fault matrix needs programs in which faults can be injected; nothing else
+# gets those.
+FAULTS_BIN := build/faults-bin
+TAGS     :=
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS  := -s -w -X banger/internal/version.Version=$(VERSION)
 PROGRAMS := banger bangerd banger-helper banger-agent
@@ -73,6 +77,12 @@ in-lab:
 	$(STEP) "scenarios" $(IN_LAB) -v -tags e2e ./test/e2e || status=1; \
 	exit $$status
 
+.PHONY: test-faults
+test-faults: ## The fault matrix, all of it (FAULTS=spread: some ten minutes of it)
+	@$(STEP) "host packages" scripts/host-packages $(MACHINE_PACKAGES)
+	@$(STEP) "build" $(MAKE) --no-print-directory build BIN=$(FAULTS_BIN) VERSION=lab TAGS=faults
+	@LAB_BIN=$(FAULTS_BIN) scripts/lab $(STEP) "fault matrix" $(IN_LAB) -timeout 10h -v -tags e2e,faults ./test/e2e/faults
+
 .PHONY: bench
 bench: ## Speed and size beside a floor measured in the same lab boot
 	@$(STEP) "host packages" scripts/host-packages $(MACHINE_PACKAGES)
@@ -98,7 +108,7 @@ lab-build:
 # Go knows best what has changed.
 .PHONY: $(PROGRAMS:%=$(BIN)/%)
 $(PROGRAMS:%=$(BIN)/%): $(BIN)/%:
-	@CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o $@ ./cmd/$*
+	@CGO_ENABLED=0 go build -trimpath -buildvcs=false $(if $(TAGS),-tags $(TAGS)) -ldflags '$(LDFLAGS)' -o $@ ./cmd/$*
 
 # fetchvmm ends with 3 where only pip could help and is not there.
 .PHONY: $(BIN)/firecracker

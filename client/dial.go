@@ -60,8 +60,7 @@ func (c *Client) Dial(ctx context.Context, ref string, port uint32) (net.Conn, e
 	return stream, nil
 }
 
-// upgrade asks for the stream on conn. On success conn belongs to the stream,
-// or is closed when a descriptor took its place.
+// upgrade asks for the stream on conn. On success conn belongs to the stream.
 func upgrade(ctx context.Context, conn net.Conn, path string) (net.Conn, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, base+path, nil)
 	if err != nil {
@@ -134,8 +133,10 @@ func (c *bufferedConn) Read(p []byte) (int, error) {
 }
 
 // CloseWrite ends the sending half, where the transport can.
-func (c *bufferedConn) CloseWrite() error {
-	if h, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+func (c *bufferedConn) CloseWrite() error { return closeWrite(c.Conn) }
+
+func closeWrite(c net.Conn) error {
+	if h, ok := c.(interface{ CloseWrite() error }); ok {
 		return h.CloseWrite()
 	}
 	return errors.ErrUnsupported
@@ -192,9 +193,24 @@ func (r *rightsReader) take(stream *bufferedConn) (net.Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot use the connection to the guest: %w", err)
 	}
-	_ = stream.Conn.Close()
-	return conn, nil
+	return passedConn{conn, stream.Conn}, nil
 }
+
+// passedConn is a connection that came from bangerd. The one it came on stays
+// open beside it and tells bangerd how long it is in use.
+type passedConn struct {
+	net.Conn
+	daemon net.Conn
+}
+
+func (c passedConn) Close() error {
+	err := c.Conn.Close()
+	_ = c.daemon.Close() // nothing is written to it
+	return err
+}
+
+// CloseWrite ends the sending half, where the transport can.
+func (c passedConn) CloseWrite() error { return closeWrite(c.Conn) }
 
 // close drops descriptors nobody took.
 func (r *rightsReader) close() {

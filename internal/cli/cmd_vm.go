@@ -109,12 +109,10 @@ func (a *App) vmShowCommand() *cobra.Command {
 func (a *App) showVM(vm api.VM, timing bool) error {
 	if timing {
 		rows := [][]string{}
-		total := 0.0
-		for _, p := range vm.Timing {
-			rows = append(rows, []string{p.Phase, fmt.Sprintf("%.1f", p.Milliseconds)})
-			total += p.Milliseconds
+		for _, p := range vm.Timing { // the last is the whole
+			rows = append(rows, []string{p.Phase, ms(p.Milliseconds)})
 		}
-		return a.table([]string{"PHASE", "MS"}, append(rows, []string{"total", fmt.Sprintf("%.1f", total)}))
+		return a.table([]string{"PHASE", "MS"}, rows)
 	}
 	facts := [][2]string{{"name", vm.Name}, {"id", vm.ID}, {"state", string(vm.State)}, {"reason", vm.Reason},
 		{"image", vm.Image}, {"kernel", vm.Kernel}, {"vcpu", strconv.Itoa(vm.VCPU)}, {"memory", mib(vm.MemoryMiB)},

@@ -73,8 +73,11 @@ func (a *App) session(ctx context.Context, conn net.Conn, cmd command) (stream.E
 		cmd.exec.TTY = s.describeTTY()
 		more = append(more, syscall.SIGWINCH)
 	}
-	var err error
-	if s.host, err = guest.StartExec(ctx, conn, cmd.exec); err != nil {
+	known, err := readyInput(a.In)
+	if err != nil {
+		return stream.Exit{}, err
+	}
+	if s.host, err = guest.StartExecWith(ctx, conn, cmd.exec, known); err != nil {
 		return stream.Exit{}, lost(err)
 	}
 	if cmd.exec.TTY != nil && isTerminal(a.In) {
@@ -89,7 +92,9 @@ func (a *App) session(ctx context.Context, conn net.Conn, cmd command) (stream.E
 		more = append(more, syscall.SIGQUIT)
 	}
 	defer a.signals.divert(s.signal, more...)()
-	go s.sendInput()
+	if !known.Ended {
+		go s.sendInput()
+	}
 	var output sync.WaitGroup
 	output.Go(func() { s.receive(a.Out, s.host.Stdout) })
 	output.Go(func() { s.receive(a.Err, s.host.Stderr) })
@@ -107,6 +112,33 @@ func (a *App) session(ctx context.Context, conn net.Conn, cmd command) (stream.E
 	}
 	exit, err := s.host.Wait()
 	return exit, lost(err)
+}
+
+// readyInput reads what can be read without waiting: the beginning of a file, or
+// the nothing of /dev/null. All else may have another reader too, or none yet.
+func readyInput(in io.Reader) (guest.Input, error) {
+	f, ok := in.(*os.File)
+	if !ok {
+		return guest.Input{}, nil
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return guest.Input{Ended: errors.Is(err, unix.EBADF)}, nil // stdin is closed
+	}
+	null := st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == unix.Mkdev(1, 3)
+	switch {
+	case null:
+		return guest.Input{Ended: true}, nil
+	case st.Mode&unix.S_IFMT != unix.S_IFREG:
+		return guest.Input{}, nil
+	}
+	buf := make([]byte, guest.MaxInput)
+	n, err := io.ReadFull(f, buf)
+	ended := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+	if err != nil && !ended {
+		return guest.Input{}, fmt.Errorf("cannot read stdin: %w", err)
+	}
+	return guest.Input{Data: buf[:n], Ended: ended}, nil
 }
 
 // describeTTY asks for a terminal like ours.

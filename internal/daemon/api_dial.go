@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -63,10 +64,15 @@ func (d *Daemon) dial(w http.ResponseWriter, r *http.Request) {
 	if pass {
 		if err := sendFD(local, guest); err != nil {
 			d.log.WarnContext(r.Context(), "cannot pass a descriptor", "error", err)
+			return
 		}
-		return
+		_ = guest.Close() // else its end would not be seen
+		// The caller keeps this connection as long as the other one.
+		_, _ = io.Copy(io.Discard, caller)
+	} else {
+		join(caller, buffered, guest)
 	}
-	join(caller, buffered, guest)
+	d.vms.Prepare(context.WithoutCancel(r.Context()), r.PathValue("ref"), uint32(port))
 }
 
 // sendFD sends one byte that carries the descriptor of c.

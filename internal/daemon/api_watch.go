@@ -9,7 +9,6 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"banger/api"
-	"banger/internal/jsonhttp"
 	"banger/internal/vm"
 )
 
@@ -42,9 +41,7 @@ func (d *Daemon) getStats(ctx context.Context, in *struct {
 			_, _ = h.BodyWriter().Write(raw) // the caller may have left
 		}}, err
 	}
-	return stream(ctx, func(ctx context.Context, s *eventStream) error {
-		ctx, stop := d.untilEnding(ctx)
-		defer stop()
+	return d.endless(ctx, func(ctx context.Context, s *eventStream) error {
 		return d.vms.WatchStats(ctx, in.Ref, time.Duration(in.Interval)*time.Second, func(figures api.Stats) error {
 			return s.tell("stats", 0, figures)
 		})
@@ -69,9 +66,7 @@ func (d *Daemon) getEvents(ctx context.Context, in *struct {
 			return nil, statusError(err)
 		}
 	}
-	return stream(ctx, func(ctx context.Context, s *eventStream) error {
-		ctx, stop := d.untilEnding(ctx)
-		defer stop()
+	return d.endless(ctx, func(ctx context.Context, s *eventStream) error {
 		s.open()
 		return d.vms.Events(ctx, q, func(e api.Event) error { return s.tell("vm", e.Seq, e) })
 	}), nil
@@ -148,7 +143,7 @@ func (t *textStream) end(err error) {
 	case !t.opened:
 		writeProblem(t.h, err)
 	default:
-		if raw, err := json.Marshal(jsonhttp.AsProblem(err)); err == nil {
+		if raw, err := json.Marshal(streamProblem(err)); err == nil {
 			t.h.SetHeader(problemTrailer, string(raw))
 		}
 	}

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"log/slog"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -74,7 +75,7 @@ func TestOperationStatusTellsWhoEndedIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	o.close()
-	if s := await(t, op); s.Status != api.OperationFailed {
+	if s := await(t, op); s.Status != api.OperationFailed || s.Error.Code != api.CodeEnding || s.Error.Hint == "" {
 		t.Errorf("ended by the daemon: %+v", s)
 	}
 	if _, err := o.begin(t.Context(), "k", "t", false, wait); err == nil {
@@ -124,4 +125,50 @@ func TestImportWithoutDataEnds(t *testing.T) {
 			t.Errorf("after %s", d)
 		}
 	})
+}
+
+func TestFinishedOperationsAreForgottenAfterADay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOperations(quiet())
+		op, err := o.begin(t.Context(), "k", "t", false, func(context.Context, *operation) error { return nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		stop := make(chan struct{})
+		if _, err := o.begin(t.Context(), "k", "long", false, func(context.Context, *operation) error { <-stop; return nil }); err != nil {
+			t.Fatal(err)
+		}
+		await(t, op)
+		time.Sleep(keepTime - time.Minute)
+		if n := len(o.list()); n != 2 {
+			t.Errorf("%d after nearly a day", n)
+		}
+		time.Sleep(2 * time.Minute)
+		if left := o.list(); len(left) != 1 || left[0].Target != "long" {
+			t.Errorf("after a day: %+v", left)
+		}
+		close(stop)
+		o.close()
+	})
+}
+
+// A VM whose start bangerd's end cuts off says so in its record.
+func TestTheRecordOfACutOffStartSaysWhy(t *testing.T) {
+	d := bareDaemon(t)
+	v, err := d.vms.Create(t.Context(), api.VMSpec{Name: "a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, end := context.WithCancelCause(t.Context())
+	end(vm.ErrEnding)
+	if err := d.vms.Start(ctx, v.ID, &operation{changed: make(chan struct{})}); err == nil {
+		t.Fatal("it started")
+	}
+	got, err := d.vms.Get(t.Context(), v.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.State == api.StateFailed && !strings.Contains(got.Reason, "bangerd is ending") || got.State == api.StateRunning {
+		t.Errorf("%s: %q", got.State, got.Reason)
+	}
 }

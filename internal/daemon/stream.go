@@ -32,6 +32,20 @@ func stream(ctx context.Context, f func(context.Context, *eventStream) error) *h
 	}}
 }
 
+// endless is stream for what has no end of its own: it also ends with the
+// daemon, and says so.
+func (d *Daemon) endless(ctx context.Context, f func(context.Context, *eventStream) error) *huma.StreamResponse {
+	return stream(ctx, func(ctx context.Context, s *eventStream) error {
+		ctx, stop := d.untilEnding(ctx)
+		defer stop()
+		err := f(ctx, s)
+		if err != nil && d.ending.Err() != nil {
+			return vm.ErrEnding
+		}
+		return err
+	})
+}
+
 // open sends the head of the answer, for a stream that may have nothing to
 // tell for long.
 func (s *eventStream) open() {
@@ -78,16 +92,19 @@ func (s *eventStream) fail(ctx context.Context, err error) {
 		writeProblem(s.h, err)
 		return
 	}
-	p := jsonhttp.AsProblem(err)
+	_ = s.tell("problem", 0, streamProblem(err)) // he may have left by now
+}
+
+func streamProblem(err error) *api.Problem {
 	if errors.Is(err, vm.ErrEnding) {
-		p = api.Problemf(http.StatusServiceUnavailable, api.CodeEnding, "bangerd is ending")
+		return api.Problemf(http.StatusServiceUnavailable, api.CodeEnding, "bangerd is ending")
 	}
-	_ = s.tell("problem", 0, p) // he may have left by now
+	return jsonhttp.AsProblem(err)
 }
 
 // writeProblem answers with an error document what has not begun to answer.
 func writeProblem(h huma.Context, err error) {
-	p := jsonhttp.AsProblem(err)
+	p := streamProblem(err)
 	raw, err := json.Marshal(p)
 	if err != nil {
 		raw = []byte(`{"status":500,"code":"internal","detail":"cannot encode answer"}`)

@@ -66,6 +66,7 @@ func TestCallsSendOnlyKnownFields(t *testing.T) {
 		"/drives/rootfs":  {"drive_id", "path_on_host", "is_root_device", "is_read_only", "cache_type", "io_engine"},
 		"/vsock":          {"guest_cid", "uds_path"},
 		"/actions":        {"action_type"},
+		"/vm":             {"state"},
 	})
 	ctx := t.Context()
 	for _, err := range []error{
@@ -74,6 +75,8 @@ func TestCallsSendOnlyKnownFields(t *testing.T) {
 		c.AddDrive(ctx, Drive{ID: "rootfs", Path: "/rootfs", Cache: "Writeback"}),
 		c.SetVsock(ctx, Vsock{3, "/run/vsock.sock"}),
 		c.Start(ctx),
+		c.Pause(ctx),
+		c.Resume(ctx),
 	} {
 		if err != nil {
 			t.Error(err)
@@ -82,7 +85,7 @@ func TestCallsSendOnlyKnownFields(t *testing.T) {
 	if info, err := c.Info(ctx); err != nil || info.Version != "1.12.1" || info.State != "Not started" {
 		t.Errorf("Info = %+v, %v", info, err)
 	}
-	if len(*seen) != 6 {
+	if len(*seen) != 8 {
 		t.Errorf("calls: %v", *seen)
 	}
 }

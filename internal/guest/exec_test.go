@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"banger/api"
+	"banger/internal/guest/stream"
 )
 
 // answering is a connection whose other end answers one request with text.
@@ -39,6 +40,16 @@ func TestStartExecKeepsEarlyFrames(t *testing.T) {
 	}
 }
 
+// outcome is how a command ends, if it starts at all.
+func outcome(t *testing.T, conn net.Conn) (stream.Exit, error) {
+	t.Helper()
+	s, err := StartExec(t.Context(), conn, Exec{})
+	if err != nil {
+		return stream.Exit{}, err
+	}
+	return s.Wait()
+}
+
 func TestStartExecFailures(t *testing.T) {
 	for name, tt := range map[string]struct{ answer, text, hint string }{
 		"an older agent":  {"HTTP/1.1 404 -\r\nContent-Length: 48\r\n\r\n" + `{"detail":"no /v1/exec in this agent","code":""}`, "no /v1/exec", "older banger"},
@@ -48,7 +59,7 @@ func TestStartExecFailures(t *testing.T) {
 		"no HTTP":         {"SSH-2.0-x\r\n", "cannot start the command", ""},
 		"an endless head": {"HTTP/1.1 101 -\r\nX: " + strings.Repeat("x", maxUpgrade), "cannot start the command", ""},
 	} {
-		_, err := StartExec(t.Context(), answering(t, tt.answer), Exec{})
+		_, err := outcome(t, answering(t, tt.answer))
 		if err == nil || !strings.Contains(err.Error(), tt.text) {
 			t.Errorf("%s: %v", name, err)
 			continue
@@ -64,5 +75,31 @@ func TestStartExecRefusesWhatTheAgentWould(t *testing.T) {
 	_, err := StartExec(t.Context(), answering(t, switching), Exec{Argv: []string{strings.Repeat("x", MaxRequest)}})
 	if err == nil || !strings.Contains(err.Error(), "are more than") {
 		t.Errorf("error is: %v", err)
+	}
+}
+
+// What is known of the input leaves in the request's packet.
+func TestStartExecSendsKnownInput(t *testing.T) {
+	near, far := net.Pipe() // its reads end where writes do
+	defer near.Close()
+	first := make(chan string, 1)
+	go func() {
+		b := make([]byte, 4096)
+		n, _ := far.Read(b)
+		first <- string(b[:n])
+		_, _ = io.WriteString(far, switching+"\x12\x00\x00\x00\x0a{\"code\":3}")
+	}()
+	s, err := StartExecWith(t.Context(), near, Exec{Argv: []string{"cat"}}, Input{Data: []byte("abc"), Ended: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := <-first, "\x01\x00\x00\x00\x03abc\x02\x00\x00\x00\x00"; !strings.HasSuffix(got, want) {
+		t.Errorf("the first packet is %q", got)
+	}
+	if exit, err := s.Wait(); err != nil || exit.Code != 3 {
+		t.Errorf("got %+v, %v", exit, err)
+	}
+	if _, err := s.Stdin.Write([]byte("more")); err == nil {
+		t.Error("input goes on after its end")
 	}
 }

@@ -2,13 +2,11 @@ package image
 
 import (
 	"archive/tar"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -21,6 +19,7 @@ type extractor struct {
 	src   *source
 	stage *os.Root
 	buf   []byte
+	write *writers
 
 	// The directory files are being put into, since an archive has them side by
 	// side: its name in the archive (valid while lastDir is not nil) and, opened
@@ -28,13 +27,8 @@ type extractor struct {
 	lastName string
 	lastDir  *dentry
 	openDir  *dentry
-	open     *os.Root
+	open     *stagedDir
 }
-
-// chunk is the unit in which files are copied and holes are found.
-const chunk = 64 << 10
-
-var zeros [chunk]byte
 
 // extract reads the archive r into the existing directory stage. Progress may
 // be nil.
@@ -49,11 +43,16 @@ func extract(ctx context.Context, r io.Reader, stage string, progress func(int64
 		return nil, err
 	}
 	defer src.close() // a decoder's Close has nothing to say
-	x := &extractor{tree: newTree(), src: src, stage: root, buf: make([]byte, chunk)}
+	x := &extractor{tree: newTree(), src: src, stage: root, buf: make([]byte, chunk), write: startWriters()}
 	defer x.closeDir()
+	defer x.write.close()
 	if err := x.readAll(); err != nil {
 		return nil, err
 	}
+	if err := x.write.wait(); err != nil {
+		return nil, err
+	}
+	x.blocks += x.write.blocks.Load()
 	if x.entries == 0 {
 		return nil, api.BadRequest("the archive holds no files").
 			WithHint("give the tar of a root filesystem")
@@ -146,8 +145,9 @@ func (x *extractor) dir(name string) (*dentry, error) {
 	return d, nil
 }
 
-// in opens a directory of the staging tree. It is closed by the next call.
-func (x *extractor) in(d *dentry) (*os.Root, error) {
+// in opens a directory of the staging tree. It is good until the next call for
+// those who do not hold it.
+func (x *extractor) in(d *dentry) (*stagedDir, error) {
 	if x.openDir == d {
 		return x.open, nil
 	}
@@ -162,14 +162,14 @@ func (x *extractor) in(d *dentry) (*os.Root, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot import image: %w", err)
 	}
-	x.openDir, x.open = d, r
-	return r, nil
+	x.openDir, x.open = d, (&stagedDir{Root: r}).hold()
+	return x.open, nil
 }
 
 // closeDir forgets the open directory, e.g. as it may be about to vanish.
 func (x *extractor) closeDir() {
 	if x.open != nil {
-		x.open.Close() // a directory that was only searched
+		x.open.release()
 	}
 	x.openDir, x.open = nil, nil
 }
@@ -199,6 +199,9 @@ func (x *extractor) remove(d *dentry) error {
 	if !staged {
 		return nil
 	}
+	if err := x.write.wait(); err != nil {
+		return err
+	}
 	if err := x.stage.RemoveAll(where); err != nil {
 		return fmt.Errorf("cannot replace %q: %w", where, err)
 	}
@@ -214,61 +217,23 @@ func (x *extractor) file(parent *dentry, name string, ino *inode, size int64, r 
 		return api.BadRequest("the archive unpacks to more than %d TiB", maxBytes>>40)
 	}
 	x.bytes += size
-	root, err := x.in(parent)
+	dir, err := x.in(parent)
 	if err != nil {
 		return err
 	}
-	f, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return fmt.Errorf("cannot unpack %q: %w", d.path(), err)
-	}
-	defer f.Close() // the second time, if all went well
-	if err := x.fill(f, size, r); err != nil {
-		return err
-	}
-	if m := stagedMode(ino); m != 0o600 {
-		err = f.Chmod(os.FileMode(m))
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		at := time.Unix(ino.mtime, 0)
-		err = root.Chtimes(name, at, at)
-	}
-	if err != nil {
-		return fmt.Errorf("cannot unpack %q: %w", d.path(), err)
-	}
-	return nil
-}
-
-// stagedMode is what a regular file has in the staging tree: what it shall have
-// in the end, as far as that does no harm there.
-func stagedMode(ino *inode) uint32 { return ino.mode&0o777 | 0o600 }
-
-// fill copies size bytes, leaving holes where there are only zeros.
-func (x *extractor) fill(f *os.File, size int64, r io.Reader) error {
-	hole := false
-	for left := size; left > 0; {
-		n := min(left, chunk)
-		if _, err := io.ReadFull(r, x.buf[:n]); err != nil {
+	if size <= smallFile {
+		data := (<-x.write.free)[:size]
+		if _, err := io.ReadFull(r, data); err != nil {
 			return x.src.blame(err)
 		}
-		left -= n
-		if hole = n == chunk && bytes.Equal(x.buf, zeros[:]); hole {
-			if _, err := f.Seek(n, io.SeekCurrent); err != nil {
-				return fmt.Errorf("cannot unpack a file: %w", err)
-			}
-			continue
-		}
-		if _, err := f.Write(x.buf[:n]); err != nil {
-			return fmt.Errorf("cannot unpack a file: %w", err)
-		}
-		x.blocks += (n + blockSize - 1) &^ (blockSize - 1)
+		return x.write.hand(smallWrite{dir.hold(), d, data})
 	}
-	if hole {
-		if err := f.Truncate(size); err != nil {
-			return fmt.Errorf("cannot unpack a file: %w", err)
-		}
+	blocks, err := dir.write(d, func(f *os.File) (int64, error) { return fill(f, size, r, x.buf) })
+	x.blocks += blocks
+	if cut, ok := errors.AsType[readError](err); ok {
+		return x.src.blame(cut.error)
 	}
-	return nil
+	return err
 }
 
 // notContainerImage refuses what would import well and never boot.

@@ -71,6 +71,9 @@ func (x *extractor) share(d, target *dentry) error {
 	case target.ino.links >= maxLinks:
 		return api.BadRequest("the archive has more than %d hard links to %q", maxLinks, target.path())
 	}
+	if err := x.write.wait(); err != nil {
+		return err
+	}
 	d.ino = target.ino
 	d.ino.links++
 	if err := x.stage.Link(target.path(), d.path()); err != nil {

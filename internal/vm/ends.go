@@ -104,6 +104,7 @@ func (m *Manager) heard(ctx context.Context, id, action string) {
 // exited is called for every VMM that ended. Whoever waits for that end has
 // been told; what remains are the ends nobody asked for.
 func (m *Manager) exited(e helper.Exit) {
+	m.spares.forget(e.ID)
 	m.tasks.Go(func() {
 		err := m.locked(m.ctx, e.ID, func(v *store.VM) error {
 			// Started again meanwhile: vm.launch has removed the record.

@@ -75,7 +75,7 @@ func TestEventsAreToldInOrder(t *testing.T) {
 func TestSlowReadersAreToldAndDelayNobody(t *testing.T) {
 	m := open(t, t.TempDir(), &fakeHelper{}, &fakeKernels{})
 	v := recorded(t, m, "a", api.StateStopped)
-	entered, leave := make(chan struct{}), make(chan struct{})
+	entered, leave, caughtUp := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	got := make(chan []api.Event)
 	go func() {
 		var all []api.Event
@@ -83,6 +83,9 @@ func TestSlowReadersAreToldAndDelayNobody(t *testing.T) {
 			if all = append(all, e); len(all) == 1 {
 				close(entered)
 				<-leave // reads nothing for now
+			}
+			if e.Kind == api.EventSnapshot {
+				close(caughtUp)
 			}
 			if e.Kind == api.EventState && e.State == api.StateDeleted {
 				return errEnough
@@ -96,7 +99,8 @@ func TestSlowReadersAreToldAndDelayNobody(t *testing.T) {
 		m.events.tell(api.EventChanged, v) // would block, if anything did
 	}
 	close(leave)
-	// More than is kept has passed: the reader sees that, then the present.
+	<-caughtUp
+	// More than is kept had passed: the reader sees that, then the present.
 	m.events.tell(api.EventState, &store.VM{ID: "x", State: api.StateDeleted})
 	all := <-got
 	if n := len(all); n < 4 || all[1].Kind != api.EventMissed || all[2].Kind != api.EventSnapshot || all[2].Name != "a" || all[n-1].State != api.StateDeleted {

@@ -49,6 +49,7 @@ func (m *Manager) askAgent(ctx context.Context, ref string, ask func(context.Con
 	if err := reachable("cannot reach VM %q", v); err != nil {
 		return err
 	}
+	m.touch(v.ID)
 	ctx, cancel := context.WithTimeout(ctx, agentTime)
 	defer cancel()
 	agent := m.jailOf(v).agent()

@@ -105,6 +105,7 @@ type Manager struct {
 	starting keyedLocks
 	exits    *exitWatch
 	events   *events
+	spares   spares
 	boot     string // boot id of the host
 	jails    string // paths.JailDir, but in tests
 	guests   attendants
@@ -146,6 +147,7 @@ func NewManager(ctx context.Context, o Options) (*Manager, error) {
 // Close ends the watching of VMs. The VMs themselves go on.
 func (m *Manager) Close() error {
 	m.closed(ErrEnding)
+	m.spares.close()
 	err := m.exits.close()
 	m.tasks.Wait()
 	return err
@@ -209,6 +211,9 @@ func (m *Manager) Dial(ctx context.Context, ref string, port uint32) (*net.UnixC
 	if err := reachable("cannot reach VM %q", v); err != nil {
 		return nil, err
 	}
+	if u := m.spares.take(v, port); u != nil {
+		return u, nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, connectTime)
 	defer cancel()
 	u, err := jailOf(v.ID, v.UID).dialGuest(ctx, port)
@@ -218,6 +223,21 @@ func (m *Manager) Dial(ctx context.Context, ref string, port uint32) (*net.UnixC
 		return nil, fmt.Errorf("cannot reach VM %q: %w", v.Name, err)
 	}
 	return u, nil
+}
+
+// Prepare makes a connection ready for the next Dial to the same port, when a
+// session with the VM has ended. Without it that takes longer, so that a failure
+// is nobody's loss.
+func (m *Manager) Prepare(ctx context.Context, ref string, port uint32) {
+	v, err := m.Get(ctx, ref)
+	if err != nil || v.State != api.StateRunning || !m.spares.wanted(v, port) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, connectTime)
+	defer cancel()
+	if u, err := jailOf(v.ID, v.UID).dialGuest(ctx, port); err == nil {
+		m.spares.put(v, u)
+	}
 }
 
 // locked runs f on the newest record of the VM with that id while nothing else

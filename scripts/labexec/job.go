@@ -51,10 +51,19 @@ const (
 // arguments in its own way.
 const serviceFile = ".lab-exec.sh"
 
+// passed are the variables that tests in the lab get from here.
+var passed = []string{"FAULTS"}
+
 // service is the script's text. Signals are for the program: the shell has to
 // outlive it, to tell its status.
 func (j job) service() string {
-	argv := quote("./" + filepath.Base(j.program))
+	argv := ""
+	for _, name := range passed {
+		if value, set := os.LookupEnv(name); set {
+			argv += name + "=" + quote(value) + " "
+		}
+	}
+	argv += quote("./" + filepath.Base(j.program))
 	for _, arg := range j.args {
 		argv += " " + quote(arg)
 	}

@@ -110,8 +110,9 @@ func TestAskIsForTheSameBootOnly(t *testing.T) {
 func TestJobRunsAsPacked(t *testing.T) {
 	here := t.TempDir()
 	t.Chdir(here)
+	t.Setenv("FAULTS", "it's some")
 	program := filepath.Join(here, "it's a program")
-	script := "#!/bin/sh\ncat testdata/deep/file; printf '%s|' \"$@\"; echo problem >&2; kill -s INT $PPID; exit 7\n"
+	script := "#!/bin/sh\ncat testdata/deep/file; printf '%s|' \"$@\" \"$FAULTS\"; echo problem >&2; kill -s INT $PPID; exit 7\n"
 	if err := errors.Join(os.WriteFile(program, []byte(script), 0o755), os.MkdirAll("testdata/deep", 0o755),
 		os.WriteFile("testdata/deep/file", []byte("content\n"), 0o644)); err != nil {
 		t.Fatal(err)
@@ -130,7 +131,7 @@ func TestJobRunsAsPacked(t *testing.T) {
 	if out, err := exec.CommandContext(t.Context(), "sh", filepath.Join(dir, serviceFile)).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	for name, want := range map[string]string{"out": "content\n-test.run=^A$|$HOME 'x' %n $$||", "err": "problem\n", "status": "7\n"} {
+	for name, want := range map[string]string{"out": "content\n-test.run=^A$|$HOME 'x' %n $$||it's some|", "err": "problem\n", "status": "7\n"} {
 		if got, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(got) != want {
 			t.Errorf("%s: %q, %v; want %q", name, got, err, want)
 		}

@@ -24,6 +24,7 @@ import (
 // themselves. It drives them directly, as root, with the same kernel, initrd,
 // image and size; its disk is ready before the clock starts.
 type floor struct {
+	name      string
 	record    installed.Record
 	authority *identity.Authority
 	dir       string // on the filesystem of the blobs, for hard links
@@ -34,6 +35,7 @@ type floor struct {
 	memory    int
 	bootArgs  string
 
+	undo  [][]string // commands that take the disk apart, in the order of making
 	count int
 }
 
@@ -170,5 +172,8 @@ func (vm *floorVM) stop() error {
 		}
 		_ = vm.cmd.Wait() // "signal: killed" is what was asked for
 	}
-	return os.RemoveAll(filepath.Dir(vm.root))
+	return vm.remove()
 }
+
+// remove takes the jail of a VM that has ended away.
+func (vm *floorVM) remove() error { return os.RemoveAll(filepath.Dir(vm.root)) }

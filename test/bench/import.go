@@ -15,7 +15,7 @@ import (
 // imports compares `banger image import` with what its work costs at least:
 // unpacking the archive and making a filesystem of the files. The input is
 // part of this host's own /usr.
-func (b *bench) imports(ctx context.Context, _ *floor, _ int) (rows []row, err error) {
+func (b *bench) imports(ctx context.Context) (rows []row, err error) {
 	dir := filepath.Join(paths.HelperDir, "bench-import") // the filesystem that images lie on
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
@@ -30,7 +30,7 @@ func (b *bench) imports(ctx context.Context, _ *floor, _ int) (rows []row, err e
 		return nil, err
 	}
 	var ours, floor []time.Duration
-	for i := range 3 {
+	for i := range b.runs {
 		d, err := unpackAndMake(ctx, in, filepath.Join(dir, "floor"))
 		if err != nil {
 			return nil, err

@@ -15,17 +15,18 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 )
 
 func main() {
 	runs := flag.Int("n", 7, "runs of each side")
-	churn := flag.Int("vms", 20, "VMs that come and go before memory is read")
+	only := flag.String("only", "", "parts to run, separated by commas: "+partNames())
 	asJSON := flag.Bool("json", false, "print figures as JSON")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	rows, err := measure(ctx, *runs, *churn)
+	rows, err := measure(ctx, *runs, strings.FieldsFunc(*only, func(r rune) bool { return r == ',' }))
 	if *asJSON {
 		if err := json.NewEncoder(os.Stdout).Encode(rows); err != nil {
 			fmt.Fprintln(os.Stderr, "bench:", err)
@@ -42,4 +43,12 @@ func main() {
 			os.Exit(1)
 		}
 	}
+}
+
+func partNames() string {
+	var names []string
+	for _, p := range parts {
+		names = append(names, p.name)
+	}
+	return strings.Join(names, " ")
 }

@@ -3,61 +3,183 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"banger/api"
-	"banger/internal/identity"
+	"banger/client"
 	"banger/internal/installed"
 	"banger/internal/paths"
 )
 
-const benchVM = "bench"
+// Names of what the bench makes: benchVM, and all that begin with it and a hyphen.
+const (
+	benchVM    = "bench"
+	smallVM    = benchVM + "-small"
+	smallImage = benchVM + "-small"
+)
 
-// measure runs everything. What it makes it also removes.
-func measure(ctx context.Context, runs, churn int) (rows []row, err error) {
+// part is a group of figures that is measured together. The floor is over the
+// default image, the small floor over the small one.
+type part struct {
+	name string
+	run  func(*bench, context.Context) ([]row, error)
+	// asked: takes so long that it runs only by name.
+	asked bool
+}
+
+var parts = []part{
+	{name: "spawn", run: (*bench).spawn},
+	{name: "exec", run: (*bench).exec},
+	{name: "life", run: (*bench).life},
+	{name: "many", run: (*bench).many},
+	{name: "import", run: (*bench).imports},
+	{name: "memory", run: (*bench).memory},
+	{name: "size", run: (*bench).sizes},
+	{name: "growth", run: (*bench).growth, asked: true},
+}
+
+// measure runs the parts named, or all that need not be asked for. What it makes
+// it also removes.
+func measure(ctx context.Context, runs int, only []string) (rows []row, err error) {
+	for _, name := range only {
+		if !slices.ContainsFunc(parts, func(p part) bool { return p.name == name }) {
+			return nil, fmt.Errorf("there is no part %q", name)
+		}
+	}
 	record, err := installed.Load(paths.InstallFile)
 	if err != nil {
 		return nil, err
 	}
-	b := &bench{record: record}
-	defer func() {
-		_, delErr := b.banger(context.WithoutCancel(ctx), "vm", "delete", "--force", benchVM)
-		if err == nil {
-			err = delErr
+	b := &bench{record: record, runs: runs}
+	if b.api, err = client.New(""); err != nil {
+		return nil, err
+	}
+	defer b.api.Close()
+	defer func() { err = errors.Join(err, b.clear(context.WithoutCancel(ctx))) }()
+	if err := b.clear(ctx); err != nil { // of a run that was killed
+		return nil, err
+	}
+	if err := b.prepare(ctx); err != nil {
+		return nil, err
+	}
+	for _, p := range parts {
+		if len(only) > 0 && !slices.Contains(only, p.name) || len(only) == 0 && p.asked {
+			continue
 		}
-	}()
-	if _, err := b.banger(ctx, "vm", "run", "-d", "--name", benchVM, "--vcpu", "1", "--memory", "256"); err != nil {
-		return nil, err
-	}
-	f, done, err := b.floor(ctx)
-	defer done()
-	if err != nil {
-		return nil, err
-	}
-	for _, part := range []func(context.Context, *floor, int) ([]row, error){b.spawn, b.exec, b.imports, b.memory(churn)} {
-		r, err := part(ctx, f, runs)
+		begun := time.Now()
+		r, err := p.run(b, ctx)
 		rows = append(rows, r...)
 		if err != nil {
-			return rows, err
+			return rows, fmt.Errorf("%s: %w", p.name, err)
 		}
+		fmt.Fprintf(os.Stderr, "bench: %s took %.0f s\n", p.name, time.Since(begun).Seconds())
 	}
-	sizes, err := b.sizes()
-	return append(rows, sizes...), err
+	return rows, nil
 }
 
-type bench struct{ record installed.Record }
+type bench struct {
+	record installed.Record
+	runs   int
+	api    *client.Client
+	floor  *floor // with the kernel, image and size of benchVM
+	small  *floor // with the small image
+}
+
+// prepare starts benchVM and makes both floors of what it is made of.
+func (b *bench) prepare(ctx context.Context) error {
+	if _, err := b.banger(ctx, "vm", "run", "-d", "--name", benchVM, "--vcpu", "1", "--memory", "256"); err != nil {
+		return err
+	}
+	vm, err := b.api.VM(ctx, benchVM)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(os.Stderr, "bench: guests run kernel %q\n", vm.Kernel)
+	if b.floor, err = b.newFloor(ctx, vm, "floor"); err != nil {
+		return err
+	}
+	if err := b.importSmall(ctx); err != nil {
+		return err
+	}
+	// A VM's disk tells where its image lies.
+	if _, err := b.banger(ctx, "vm", "run", "-d", "--name", smallVM, "--image", smallImage, "--vcpu", "1", "--memory", "128"); err != nil {
+		return err
+	}
+	if vm, err = b.api.VM(ctx, smallVM); err != nil {
+		return err
+	}
+	b.small, err = b.newFloor(ctx, vm, "small")
+	return errors.Join(err, b.delete(ctx, smallVM))
+}
+
+// clear removes whatever this program makes.
+func (b *bench) clear(ctx context.Context) error {
+	var errs []error
+	for _, f := range []*floor{b.floor, b.small} {
+		if f != nil {
+			errs = append(errs, f.close(ctx))
+		}
+	}
+	vms, err := b.api.VMs(ctx)
+	if err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	errs = append(errs, each(vms, func(vm api.VM) error {
+		if vm.Name != benchVM && !strings.HasPrefix(vm.Name, benchVM+"-") {
+			return nil
+		}
+		return b.delete(ctx, vm.Name)
+	}))
+	images, err := b.api.Images(ctx)
+	if err == nil && slices.ContainsFunc(images, func(i api.Image) bool { return i.Name == smallImage }) {
+		err = b.api.DeleteImage(ctx, smallImage)
+	}
+	return errors.Join(append(errs, err)...)
+}
+
+// delete removes a VM, running or not.
+func (b *bench) delete(ctx context.Context, name string) error {
+	op, err := b.api.DeleteVM(ctx, name, true)
+	return b.await(ctx, op, err)
+}
+
+// await waits for an operation that was begun with err.
+func (b *bench) await(ctx context.Context, op api.Operation, err error) error {
+	if err != nil {
+		return err
+	}
+	op, err = b.api.Watch(ctx, op.ID, func(api.Operation) {})
+	if err == nil && op.Error != nil {
+		err = op.Error
+	}
+	return err
+}
+
+// each does f for all, four at a time, and joins the errors.
+func each[T any](all []T, f func(T) error) error {
+	const atOnce = 4
+	var wg sync.WaitGroup
+	errs := make([]error, len(all))
+	room := make(chan struct{}, atOnce)
+	for i, one := range all {
+		room <- struct{}{}
+		wg.Go(func() {
+			errs[i] = f(one)
+			<-room
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
 
 // banger runs the CLI as the owner and returns its stdout.
 func (b *bench) banger(ctx context.Context, args ...string) (string, error) {
@@ -79,101 +201,11 @@ func (b *bench) timed(ctx context.Context, args ...string) (time.Duration, error
 	return time.Since(begun), err
 }
 
-// floor takes kernel, initrd and image from the bench VM's jail and makes a
-// disk of its own over the same image.
-func (b *bench) floor(ctx context.Context) (f *floor, done func(), err error) {
-	done = func() {}
-	shown, err := b.banger(ctx, "vm", "show", "--json", benchVM)
-	if err != nil {
-		return nil, done, err
-	}
-	var vm api.VM
-	if err := json.Unmarshal([]byte(shown), &vm); err != nil {
-		return nil, done, err
-	}
-	jail := filepath.Join(paths.JailDir, vm.ID, "root")
-	dir := filepath.Join(paths.HelperDir, "bench-floor")
-	f = &floor{record: b.record, dir: dir, kernel: filepath.Join(jail, "vmlinux"), initrd: filepath.Join(jail, "initrd"), vcpu: 1, memory: 256,
-		bootArgs: "console=ttyS0 quiet loglevel=3 reboot=k panic=1 i8042.noaux i8042.nomux i8042.dumbkbd"}
-	if err := os.MkdirAll(dir, 0o711); err != nil {
-		return nil, done, err
-	}
-	done = func() { _ = os.RemoveAll(dir) }
-	if f.authority, err = identity.Open(filepath.Join(dir, "identity")); err != nil {
-		return nil, done, err
-	}
-	detach, err := f.attach(ctx, vm.ID)
-	return f, func() { detach(); _ = os.RemoveAll(dir) }, err
-}
-
-// attach makes the floor's disk: the bench VM's image under a snapshot.
-func (f *floor) attach(ctx context.Context, id string) (detach func(), err error) {
-	var undo [][]string
-	detach = func() {
-		for _, argv := range slices.Backward(undo) {
-			if out, err := exec.CommandContext(context.WithoutCancel(ctx), argv[0], argv[1:]...).CombinedOutput(); err != nil {
-				fmt.Fprintln(os.Stderr, "bench:", err, string(out))
-			}
-		}
-	}
-	run := func(argv ...string) (string, error) {
-		out, err := exec.CommandContext(ctx, argv[0], argv[1:]...).CombinedOutput()
-		if err != nil {
-			return "", fmt.Errorf("%v: %w: %s", argv, err, out)
-		}
-		return strings.TrimSpace(string(out)), nil
-	}
-	base, err := baseOf(id)
-	if err != nil {
-		return detach, err
-	}
-	cow := filepath.Join(f.dir, "overlay.cow")
-	if err := errors.Join(os.WriteFile(cow, nil, 0o600), os.Truncate(cow, 34<<30)); err != nil {
-		return detach, err
-	}
-	var loops []string
-	for _, args := range [][]string{{"-r", base}, {cow}} {
-		loop, err := run(append([]string{"losetup", "--show", "-f"}, args...)...)
-		if err != nil {
-			return detach, err
-		}
-		undo, loops = append(undo, []string{"losetup", "-d", loop}), append(loops, loop)
-	}
-	sectors, err := run("blockdev", "--getsz", loops[0])
-	if err != nil {
-		return detach, err
-	}
-	if _, err := run("dmsetup", "create", "bench-floor", "--table", "0 "+sectors+" snapshot "+loops[0]+" "+loops[1]+" P 8"); err != nil {
-		return detach, err
-	}
-	undo = append(undo, []string{"dmsetup", "remove", "--retry", "bench-floor"})
-	var st unix.Stat_t
-	if err := unix.Stat("/dev/mapper/bench-floor", &st); err != nil {
-		return detach, err
-	}
-	f.disk = st.Rdev
-	return detach, nil
-}
-
-// baseOf finds the image file under a VM's root disk.
-func baseOf(id string) (string, error) {
-	loops, err := filepath.Glob("/sys/class/block/loop*/loop/backing_file")
-	if err != nil {
-		return "", err
-	}
-	for _, l := range loops {
-		raw, err := os.ReadFile(l)
-		if file := strings.TrimSpace(string(raw)); err == nil && strings.HasSuffix(file, "rootfs.ext4") {
-			return file, nil
-		}
-	}
-	return "", fmt.Errorf("cannot find the image under VM %s", id)
-}
-
 // spawn compares `vm run --rm -- echo` with the floor's spawn to first output.
-func (b *bench) spawn(ctx context.Context, f *floor, runs int) ([]row, error) {
+func (b *bench) spawn(ctx context.Context) ([]row, error) {
+	f := b.floor
 	var run, out, boot, ready, kill []time.Duration
-	for range runs {
+	for range b.runs {
 		vm, t, err := f.start(ctx)
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("floor: %w", err), vm.stop())
@@ -200,8 +232,8 @@ func (b *bench) spawn(ctx context.Context, f *floor, runs int) ([]row, error) {
 // exec compares a command on a running VM with the least a question to a guest
 // can cost: a new vsock connection and one answer of the agent. The same command
 // by hand over a new connection is shown apart.
-func (b *bench) exec(ctx context.Context, f *floor, runs int) ([]row, error) {
-	vm, _, err := f.start(ctx)
+func (b *bench) exec(ctx context.Context) ([]row, error) {
+	vm, _, err := b.floor.start(ctx)
 	defer func() { _ = vm.stop() }()
 	if err != nil {
 		return nil, err
@@ -215,7 +247,7 @@ func (b *bench) exec(ctx context.Context, f *floor, runs int) ([]row, error) {
 		return nil, err
 	}
 	var whole, start, trip, direct []time.Duration
-	for range 3 * runs {
+	for range 3 * b.runs {
 		begun := time.Now()
 		if err := vm.roundTrip(ctx); err != nil {
 			return nil, err
@@ -242,51 +274,4 @@ func (b *bench) exec(ctx context.Context, f *floor, runs int) ([]row, error) {
 		{What: "vm exec -- true, without CLI start-up", Unit: "ms", Value: median(whole) - median(start), Floor: median(trip), Limit: 3},
 		{What: "  of the floor: a command over a new connection", Unit: "ms", Value: median(direct)},
 	}, nil
-}
-
-// memory reads what the services hold after VMs came and went.
-func (b *bench) memory(churn int) func(context.Context, *floor, int) ([]row, error) {
-	return func(ctx context.Context, _ *floor, _ int) ([]row, error) {
-		for range churn {
-			if _, err := b.banger(ctx, "vm", "run", "--rm", "--vcpu", "1", "--memory", "256", "--", "true"); err != nil {
-				return nil, err
-			}
-		}
-		daemon, err := resident(ctx, "bangerd.service")
-		if err != nil {
-			return nil, err
-		}
-		helper, err := resident(ctx, "banger-helper.service")
-		return []row{
-			{What: fmt.Sprintf("bangerd resident after %d more VMs", churn), Unit: "MiB", Value: daemon, Limit: 40},
-			{What: fmt.Sprintf("banger-helper resident after %d more VMs", churn), Unit: "MiB", Value: helper, Limit: 15},
-		}, err
-	}
-}
-
-// resident is VmRSS of a service's main process in MiB.
-func resident(ctx context.Context, unit string) (float64, error) {
-	out, err := exec.CommandContext(ctx, "systemctl", "show", "--property=MainPID", "--value", unit).Output()
-	if err != nil {
-		return 0, err
-	}
-	raw, err := os.ReadFile("/proc/" + strings.TrimSpace(string(out)) + "/status")
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(raw)) {
-		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
-			kib, err := strconv.Atoi(strings.Fields(rest)[0])
-			return float64(kib) / 1024, err
-		}
-	}
-	return 0, fmt.Errorf("cannot read the memory of %s", unit)
-}
-
-func (b *bench) sizes() ([]row, error) {
-	st, err := os.Stat(filepath.Join(paths.LibexecDir, "banger-agent"))
-	if err != nil {
-		return nil, err
-	}
-	return []row{{What: "agent, unpacked", Unit: "MiB", Value: float64(st.Size()) / (1 << 20), Limit: 8}}, nil
 }

@@ -166,7 +166,10 @@ func TestExecRefused(t *testing.T) {
 		"too many variables":  {ready, guest.Exec{Env: slices.Repeat([]string{"A=B"}, 2000)}, 400},
 		"terminal":            {ready, guest.Exec{TTY: &guest.TTY{Term: "\x00"}}, 400},
 	} {
-		_, err := guest.StartExec(t.Context(), connect(t, tt.addr), tt.exec)
+		h, err := guest.StartExec(t.Context(), connect(t, tt.addr), tt.exec)
+		if err == nil {
+			_, err = h.Wait()
+		}
 		if p, ok := errors.AsType[*api.Problem](err); !ok || p.Status != tt.status {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -190,8 +193,51 @@ func TestStartExecEndsWithItsContext(t *testing.T) {
 	c := connect(t, l.Addr().String())
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	if _, err := guest.StartExec(ctx, c, guest.Exec{}); !errors.Is(err, context.DeadlineExceeded) {
+	h, err := guest.StartExec(ctx, c, guest.Exec{})
+	if err == nil {
+		_, err = h.Wait()
+	}
+	if !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("error is: %v", err)
+	}
+}
+
+// A command's input must not become a request where the command is refused.
+func TestRefusedInputIsNoRequest(t *testing.T) {
+	c := connect(t, serveRoute(t, func() *launcher { return nil }))
+	smuggled := "x /v1/exec HTTP/1.1\r\nContent-Length: 0\r\n\r\n"
+	for _, part := range []string{"POST /v1/exec HTTP/1.1\r\nUpgrade: banger-exec\r\nContent-Length: 2\r\n\r\n{}", "\x01\x00\x00\x00\x30" + smuggled + smuggled} {
+		if _, err := io.WriteString(c, part); err != nil {
+			t.Fatal(err)
+		}
+	}
+	answers, err := io.ReadAll(c)
+	if n := strings.Count(string(answers), "HTTP/1.1 "); n != 1 || !strings.HasPrefix(string(answers), "HTTP/1.1 409") {
+		t.Errorf("%d answers, %v: %q", n, err, answers)
+	}
+}
+
+// The answer to a silent command must not wait for its end, and that to a quick
+// one leaves with its end, in one write.
+func TestAnswerLeavesWithTheFirstFrame(t *testing.T) {
+	for name, quick := range map[string]bool{"quick": true, "silent": false} {
+		near, far := net.Pipe() // a read is a write
+		c := newUpgradedConn(far, "x")
+		go func() {
+			if quick {
+				_, _ = c.Write([]byte("frame"))
+			}
+		}()
+		b := make([]byte, 1000)
+		n, err := near.Read(b)
+		if err != nil || !strings.HasPrefix(string(b[:n]), "HTTP/1.1 101") || strings.HasSuffix(string(b[:n]), "\r\n\r\nframe") != quick {
+			t.Errorf("%s: %q, %v", name, b[:n], err)
+		}
+		go func() { _, _ = c.Write([]byte("next")) }()
+		if n, err := near.Read(b); err != nil || string(b[:n]) != "next" {
+			t.Errorf("%s: then %q, %v", name, b[:n], err)
+		}
+		_ = c.Close()
 	}
 }
 

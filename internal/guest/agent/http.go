@@ -11,6 +11,7 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"banger/api"
@@ -49,6 +50,48 @@ type pending struct {
 	ready  <-chan struct{}
 	answer func() any // called when ready is closed
 	over   func()     // called when the client has its answer or has gone away
+}
+
+// answerTime is how long the answer 101 may wait for what is written next.
+const answerTime = time.Second
+
+// upgradedConn sends the answer 101 together with what is written first: each
+// packet leaves the guest, which takes longer than many a command. The host
+// does not wait for it before it sends.
+type upgradedConn struct {
+	net.Conn
+
+	mu     sync.Mutex
+	late   *time.Timer // guarded by mu; sends the answer alone
+	answer []byte      // guarded by mu; nil when sent
+}
+
+func newUpgradedConn(conn net.Conn, protocol string) *upgradedConn {
+	c := &upgradedConn{Conn: conn, answer: fmt.Appendf(nil, "HTTP/1.1 101 -\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", protocol)}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.late = time.AfterFunc(answerTime, func() { _, _ = c.Write(nil) }) // a dead connection fails the next read
+	return c
+}
+
+func (c *upgradedConn) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.answer == nil {
+		return c.Conn.Write(p)
+	}
+	c.late.Stop()
+	head := len(c.answer)
+	n, err := c.Conn.Write(append(c.answer, p...))
+	c.answer = nil
+	return max(n-head, 0), err
+}
+
+func (c *upgradedConn) Close() error {
+	c.mu.Lock()
+	c.late.Stop()
+	c.mu.Unlock()
+	return c.Conn.Close()
 }
 
 func (r route) upgradedTo(protocol string) route {
@@ -114,7 +157,10 @@ func serveConn(conn net.Conn, routes []route) {
 		}
 		answer, then, err := dispatch(routes, req)
 		if take, ok := answer.(takeover); ok && err == nil {
-			upgrade(conn, r, req.upgrade, take)
+			_ = conn.SetReadDeadline(time.Time{}) // a dead connection fails below
+			upgraded := newUpgradedConn(conn, req.upgrade)
+			defer upgraded.Close()
+			take(upgraded, r)
 			return
 		}
 		if later, ok := answer.(pending); ok && err == nil {
@@ -129,13 +175,6 @@ func serveConn(conn net.Conn, routes []route) {
 		if req.last {
 			return
 		}
-	}
-}
-
-func upgrade(conn net.Conn, r *bufio.Reader, protocol string, take takeover) {
-	_ = conn.SetReadDeadline(time.Time{}) // a dead connection fails below
-	if _, err := fmt.Fprintf(conn, "HTTP/1.1 101 -\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", protocol); err == nil {
-		take(conn, r)
 	}
 }
 
@@ -202,6 +241,9 @@ func readRequest(r *bufio.Reader) (httpRequest, error) {
 	if err != nil {
 		return httpRequest{}, err
 	}
+	// What follows a request to upgrade is not HTTP, however it is answered, and
+	// must not be taken for another request.
+	req.last = req.last || req.upgrade != ""
 	req.body = make([]byte, length)
 	if _, err := io.ReadFull(r, req.body); err != nil {
 		return httpRequest{}, api.BadRequest("cannot read the request's body: %v", err)

@@ -142,8 +142,9 @@ func (r *running) signal(sig unix.Signal) error {
 	return r.proc.signal(sig, 0)
 }
 
-// hangUp is for a client that is gone.
+// hangUp is for a client that is gone. It has to be called once.
 func (r *running) hangUp() {
+	r.proc.leave()
 	_ = r.signal(unix.SIGHUP) // it ended meanwhile
 	if r.tty != nil {
 		r.tty.close()

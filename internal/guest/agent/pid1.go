@@ -97,7 +97,7 @@ func startServing() (link int, err error) {
 	if err != nil {
 		return -1, fmt.Errorf("cannot make a socket pair: %w", err)
 	}
-	_, err = syscall.ForkExec("/proc/self/exe", []string{"banger-agent", ServeArg}, &syscall.ProcAttr{
+	_, err = forkWithSlack(agentSlack, "/proc/self/exe", []string{"banger-agent", ServeArg}, &syscall.ProcAttr{
 		Env:   []string{},
 		Files: []uintptr{0, 1, 2, controlFD: uintptr(control), sshFD: uintptr(ssh), pid1FD: uintptr(pair[1])},
 		Sys:   &syscall.SysProcAttr{Cloneflags: syscall.CLONE_FS, Setsid: true},

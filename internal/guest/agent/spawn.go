@@ -21,6 +21,7 @@ type spawner struct {
 	mu       sync.Mutex
 	oom      *os.File // own oom_score_adj; nil: not protected; guarded by mu
 	sessions int      // guarded by mu; numbers the cgroups
+	next     *cgroup  // guarded by mu; made ahead for the next session; may be nil
 	old      []string // guarded by mu; cgroups that still had processes when their session ended
 	warned   bool     // guarded by mu; cgroups do not work and that was said
 }
@@ -91,19 +92,22 @@ func (s *spawner) setScore(score string) {
 // limit on it, does not take sessions along. It is not needed for anything
 // else, so without one the process starts all the same. mu is held.
 func (s *spawner) forkIntoCgroup(p *process, c command, attr *syscall.ProcAttr) (int, error) {
-	dir, err := s.makeCgroup()
-	if dir != nil {
-		defer dir.Close()
-		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(dir.Fd())
-		pid, forkErr := syscall.ForkExec(c.path, c.argv, attr)
-		if forkErr == nil {
-			p.cgroup = dir.Name()
+	attr.Sys.PidFD = &p.pidfd
+	group, err := s.takeCgroup()
+	if group != nil {
+		pid, forkErr := s.forkInto(group, c, attr)
+		if errors.Is(forkErr, unix.ENODEV) { // somebody has removed it since it was made
+			if group, err = s.makeCgroup(); group != nil {
+				pid, forkErr = s.forkInto(group, c, attr)
+			}
+		}
+		if forkErr == nil && group != nil {
+			p.cgroup = group.dir
 			return pid, nil
 		}
-		err = errors.Join(forkErr, os.Remove(dir.Name()))
-		attr.Sys.UseCgroupFD = false
+		err = errors.Join(err, forkErr)
 	}
-	pid, forkErr := syscall.ForkExec(c.path, c.argv, attr)
+	pid, forkErr := forkWithSlack(normalSlack, c.path, c.argv, attr)
 	if forkErr == nil && err != nil && !s.warned {
 		s.warned = true
 		s.log.Warn("sessions have no cgroup of their own", "err", err)
@@ -111,8 +115,35 @@ func (s *spawner) forkIntoCgroup(p *process, c command, attr *syscall.ProcAttr) 
 	return pid, forkErr
 }
 
+// cgroup is one of a session, open.
+type cgroup struct {
+	fd  int
+	dir string
+}
+
+// forkInto starts the process in g, which is used up by that.
+func (s *spawner) forkInto(g *cgroup, c command, attr *syscall.ProcAttr) (int, error) {
+	defer unix.Close(g.fd)
+	attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, g.fd
+	defer func() { attr.Sys.UseCgroupFD = false }()
+	pid, err := forkWithSlack(normalSlack, c.path, c.argv, attr)
+	if err != nil {
+		err = errors.Join(err, os.Remove(g.dir))
+	}
+	return pid, err
+}
+
+// takeCgroup returns the one made ahead, or a new one; mu is held.
+func (s *spawner) takeCgroup() (*cgroup, error) {
+	if g := s.next; g != nil {
+		s.next = nil
+		return g, nil
+	}
+	return s.makeCgroup()
+}
+
 // makeCgroup returns nil where there is no unified hierarchy (yet).
-func (s *spawner) makeCgroup() (*os.File, error) {
+func (s *spawner) makeCgroup() (*cgroup, error) {
 	for _, root := range s.cgroupRoots {
 		var fs unix.Statfs_t
 		if unix.Statfs(root, &fs) != nil || fs.Type != unix.CGROUP2_SUPER_MAGIC {
@@ -127,28 +158,39 @@ func (s *spawner) makeCgroup() (*os.File, error) {
 		if err != nil {
 			return nil, err
 		}
-		return os.Open(dir)
+		fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return nil, &os.PathError{Op: "open", Path: dir, Err: err}
+		}
+		return &cgroup{fd, dir}, nil
 	}
 	return nil, nil
 }
 
-// dropCgroup removes the cgroup of a session that has ended, and earlier ones
-// whose last background process has ended since.
-func (s *spawner) dropCgroup(dir string) {
+// tidy removes the cgroup of a session that has ended, and earlier ones whose
+// last background process has ended since, and makes one for the next session.
+func (s *spawner) tidy(dir string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var left []string
-	for _, d := range append(s.old, dir) {
+	if dir != "" {
+		s.old = append(s.old, dir)
+	}
+	for _, d := range s.old {
 		if err := os.Remove(d); errors.Is(err, unix.EBUSY) {
 			left = append(left, d)
 		}
 	}
 	s.old = left
+	if s.next == nil {
+		s.next, _ = s.makeCgroup() // the next session tries again, and tells
+	}
 }
 
 // process is a running or ended command.
 type process struct {
 	pid     int
+	pidfd   int    // -1 where the kernel has none; await's
 	cgroup  string // "" without
 	spawner *spawner
 	done    chan struct{} // closed when it has ended
@@ -158,27 +200,56 @@ type process struct {
 	reaped bool // guarded by mu: the pid may be somebody else's
 }
 
-// await reaps the process. The pid stays ours until it is marked as reaped,
-// so that no signal can go to a stranger.
+// await reaps the process. It waits as for input, where the kernel allows that:
+// a thread that blocks in a system call is one more for Go's runtime to look
+// after while the command runs.
 func (p *process) await() {
+	defer close(p.done)
+	if p.pidfd >= 0 && unix.SetNonblock(p.pidfd, true) == nil {
+		f := os.NewFile(uintptr(p.pidfd), "process")
+		defer f.Close()
+		raw, err := f.SyscallConn()
+		if err == nil && raw.Read(func(uintptr) bool { return p.reap(unix.WNOHANG) }) == nil {
+			return
+		}
+	}
 	for {
 		err := unix.Waitid(unix.P_PID, p.pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
 		if !errors.Is(err, unix.EINTR) {
 			break
 		}
 	}
+	p.reap(0)
+}
+
+// reap reports whether the process has ended. The pid stays ours until it is
+// marked as reaped, so that no signal can go to a stranger.
+func (p *process) reap(options int) bool {
 	p.mu.Lock()
-	_, err := unix.Wait4(p.pid, &p.status, 0, nil)
-	p.reaped = true
-	p.mu.Unlock()
-	if err != nil {
-		p.spawner.log.Error("cannot wait for a process", "pid", p.pid, "err", err)
-		p.status = 255 << 8 // as an exit status that no command of ours reports
+	defer p.mu.Unlock()
+	for {
+		pid, err := unix.Wait4(p.pid, &p.status, options, nil)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			p.spawner.log.Error("cannot wait for a process", "pid", p.pid, "err", err)
+			p.status = 255 << 8 // as an exit status that no command of ours reports
+		case pid == 0:
+			return false
+		}
+		p.reaped = true
+		return true
 	}
-	close(p.done)
-	if p.cgroup != "" {
-		p.spawner.dropCgroup(p.cgroup)
-	}
+}
+
+// leave is for a client that is gone: when the process has ended too, what it
+// used is tidied up.
+func (p *process) leave() {
+	go func() {
+		<-p.done
+		p.spawner.tidy(p.cgroup)
+	}()
 }
 
 // signal signals the process group pgid, or the process's own if it is 0.

@@ -11,8 +11,10 @@
 //	Upgrade: banger-exec
 //	Content-Length: N
 //
-// with a guest.Exec as JSON. An answer other than 101 is an ordinary problem
-// document and nothing was started. After 101 both sides send frames:
+// with a guest.Exec as JSON, and goes on with frames at once, without waiting for
+// the answer. One other than 101 is an ordinary problem document: nothing was
+// started, and the agent closes the connection unread. 101 comes together with the agent's
+// first frame, or after a second if there is none yet. A frame is
 //
 //	1 byte   type
 //	4 bytes  length of the payload, big endian, at most 65536

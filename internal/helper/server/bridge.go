@@ -94,7 +94,7 @@ func ensureBridge(r installed.Record) (link, error) {
 }
 
 func makeBridge(name string, mac net.HardwareAddr) (link, error) {
-	err := routeChange(unix.RTM_NEWLINK, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL, linkHeader(0, 0, 0),
+	err := routeChange(unix.RTM_NEWLINK, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL, linkHeader(0, unix.IFF_UP, unix.IFF_UP),
 		attr(unix.IFLA_IFNAME, cString(name)), attr(unix.IFLA_ADDRESS, mac),
 		nested(unix.IFLA_LINKINFO, attr(unix.IFLA_INFO_KIND, cString("bridge")), nested(unix.IFLA_INFO_DATA,
 			// The host does not look into the groups that guests join.

@@ -78,6 +78,8 @@ func rulesNaming(family byte, table, chainName, word string) (out []reply, err e
 // scan finds out what others drop and does what can be done. It is done again
 // only after somebody changed a rule.
 func (n *network) scan(ctx context.Context) error {
+	n.scanning.Lock()
+	defer n.scanning.Unlock()
 	gen, err := generation()
 	if err != nil {
 		return err

@@ -19,8 +19,11 @@ import (
 type netlink struct{ f *os.File }
 
 const (
-	netlinkTime   = 5 * time.Second // the kernel answers at once
-	netlinkBuffer = 64 << 10        // the kernel's own messages are smaller
+	netlinkTime = 5 * time.Second // the kernel answers at once
+	// askBuffer holds what the kernel answers at once; it cuts long lists to
+	// what fits. eventBuffer holds the longest message it sends by itself.
+	askBuffer   = 16 << 10
+	eventBuffer = 64 << 10
 )
 
 // openNetlink also joins multicast groups, for a socket that only listens.
@@ -55,7 +58,7 @@ func (n netlink) receive(buf []byte) ([]reply, error) {
 	if err != nil {
 		return nil, err
 	}
-	return parseReplies(buf[:size])
+	return parseReplies(bytes.Clone(buf[:size]))
 }
 
 var errShort = errors.New("netlink message is cut off")
@@ -103,8 +106,9 @@ func ask(proto int, messages ...[]byte) (out []reply, err error) {
 		}
 	}
 	var first error
+	buf := make([]byte, askBuffer)
 	for left > 0 {
-		replies, err := n.receive(make([]byte, netlinkBuffer))
+		replies, err := n.receive(buf)
 		if err != nil {
 			return nil, err
 		}

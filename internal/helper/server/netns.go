@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"runtime"
 	"strings"
@@ -112,14 +111,17 @@ func notifySystemd(state string, fds ...int) error {
 	if path == "" { // not started by systemd: a test
 		return nil
 	}
-	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
-	if err != nil {
-		return fmt.Errorf("cannot reach systemd: %w", err)
-	}
 	var rights []byte
 	if len(fds) > 0 {
 		rights = unix.UnixRights(fds...)
 	}
-	_, _, err = conn.WriteMsgUnix([]byte(state), rights, nil)
-	return errors.Join(err, conn.Close())
+	socket, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("cannot reach systemd: %w", err)
+	}
+	err = unix.Sendmsg(socket, []byte(state), rights, &unix.SockaddrUnix{Name: path}, unix.MSG_NOSIGNAL)
+	if err = errors.Join(err, unix.Close(socket)); err != nil {
+		return fmt.Errorf("cannot tell systemd what to keep: %w", err)
+	}
+	return nil
 }

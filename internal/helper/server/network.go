@@ -28,8 +28,11 @@ type network struct {
 	bus    *systemBus
 	name   string // of this process, by which the kernel tells who changed a rule
 
+	scanning sync.Mutex // held for a whole scan, which may add rules
+
 	mu       sync.Mutex
 	good     uint32 // generation up to which our rules are known to be whole; 0 = unknown
+	loose    bool   // the bridge was changed, and its ports may have left it
 	scanned  uint32 // generation the warnings are of
 	warnings []string
 	resolver int32 // index of the link that the resolver was told of
@@ -52,7 +55,10 @@ func (s *Server) ensureBridge(ctx context.Context, _ helper.Empty) (helper.Netwo
 		return helper.Network{}, err
 	}
 	n.mu.Lock()
-	whole := n.good != 0 && n.good == gen
+	if int32(gen-n.good) > 0 { // the watch does not know of it yet
+		n.good = 0
+	}
+	whole := n.good != 0 && !n.loose
 	n.mu.Unlock()
 	if !whole {
 		err = n.mend(ctx)
@@ -76,8 +82,8 @@ func (n *network) bringUp(ctx context.Context) error {
 	return errors.Join(n.tellResolver(ctx, bridge.index), n.scan(ctx))
 }
 
-// mend makes bridge, rules and ports what the table of ports says, whatever
-// they are.
+// mend makes bridge and ports what the table of ports says, whatever they are,
+// and the rules too unless they are known to be.
 func (n *network) mend(ctx context.Context) error {
 	err := n.places.locked(portsLock, func() error {
 		t, err := n.places.loadPorts()
@@ -91,9 +97,15 @@ func (n *network) mend(ctx context.Context) error {
 				return err
 			}
 		}
+		n.mu.Lock()
+		whole := n.good != 0
+		n.loose = false
+		n.mu.Unlock()
 		// The rules first, so that the bridge never is without.
-		if err := n.load(ctx, t); err != nil {
-			return err
+		if !whole {
+			if err := n.load(ctx, t); err != nil {
+				return err
+			}
 		}
 		bridge, err := ensureBridge(n.record)
 		if err != nil {
@@ -354,6 +366,7 @@ func (s *Server) applyNetwork(ctx context.Context, r helper.NetworkRequest) (hel
 		return nil
 	})
 	if err == nil && r.Whole {
+		s.net.broken()
 		err = s.net.mend(ctx)
 	}
 	return helper.Empty{}, err

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"strings"
@@ -138,10 +139,7 @@ func TestMarksAndDifference(t *testing.T) {
 		now := ports{}
 		kernel := map[element]bool{}
 		for step := range rapid.IntRange(1, 8).Draw(t, "steps") {
-			before := ports{}
-			for id, p := range now {
-				before[id] = p
-			}
+			before := maps.Clone(now)
 			i := rapid.IntRange(0, len(ids)-1).Draw(t, "id")
 			if rapid.IntRange(0, 4).Draw(t, "gone") == 0 {
 				delete(now, ids[i])

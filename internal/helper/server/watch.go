@@ -83,7 +83,7 @@ func (n *network) check(ctx context.Context) error {
 		return err
 	}
 	n.mu.Lock()
-	whole := n.good != 0
+	whole := n.good != 0 && !n.loose
 	n.mu.Unlock()
 	if whole {
 		return n.bringUp(ctx)
@@ -97,7 +97,7 @@ func (n *network) check(ctx context.Context) error {
 // follow passes on what the kernel tells. What it could not tell, because
 // nobody read it in time, may have been anything.
 func follow(from netlink, event func(r reply)) error {
-	buf := make([]byte, netlinkBuffer)
+	buf := make([]byte, eventBuffer)
 	for {
 		replies, err := from.receive(buf)
 		switch {
@@ -183,11 +183,13 @@ func (n *network) linkEvents(changed func()) func(reply) {
 			if len(r.body) < 8 || int32(binary.NativeEndian.Uint32(r.body[4:])) != bridge {
 				return
 			}
-		case unix.NLMSG_OVERRUN:
+		case unix.NLMSG_OVERRUN: // who knows
 		default:
 			return
 		}
-		n.broken() // its ports left it
+		n.mu.Lock()
+		n.loose = true
+		n.mu.Unlock()
 		changed()
 	}
 }

@@ -1,0 +1,138 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os/exec"
+	"time"
+
+	"banger/api"
+)
+
+// many measures what depends on how many VMs there are: records, and running ones.
+func (b *bench) many(ctx context.Context) (rows []row, err error) {
+	const records, crowd, most = 200, 20, 5000
+	list := func(what string) error {
+		ds, err := b.repeat(ctx, "vm", "list")
+		rows = append(rows, row{What: "vm list " + what + ", whole command", Unit: "ms", Value: median(ds)})
+		return err
+	}
+	if err := list("with 1 VM"); err != nil {
+		return rows, err
+	}
+	// The first: while only benchVM runs, which runs beside the twentieth too.
+	first, err := b.starts(ctx)
+	if err != nil {
+		return rows, err
+	}
+	if err := b.records(ctx, 0, records); err != nil {
+		return rows, err
+	}
+	if err := list(fmt.Sprintf("with %d stopped VMs", records)); err != nil {
+		return rows, err
+	}
+	var running []api.VMSpec
+	for i := range crowd - 1 {
+		running = append(running, smallSpec(fmt.Sprintf("%s-crowd-%d", benchVM, i), false))
+	}
+	if err := each(running, func(spec api.VMSpec) error { return b.create(ctx, spec) }); err != nil {
+		return rows, err
+	}
+	last, err := b.starts(ctx)
+	if err != nil {
+		return rows, err
+	}
+	rows = append(rows, row{What: fmt.Sprintf("start of running VM number %d (floor: number 1)", crowd), Unit: "ms",
+		Value: median(last), Floor: median(first), Limit: 1.2})
+	restart, err := b.restarts(ctx)
+	rows = append(rows, row{What: fmt.Sprintf("restart of bangerd to first answer, %d records, %d running", records, crowd), Unit: "ms",
+		Value: median(restart), Limit: 1500})
+	if err != nil {
+		return rows, err
+	}
+	if err := each(running, func(spec api.VMSpec) error { return b.delete(ctx, spec.Name) }); err != nil {
+		return rows, err
+	}
+	if err := b.records(ctx, records, most); err != nil {
+		return rows, err
+	}
+	if err := list(fmt.Sprintf("with %d stopped VMs", most)); err != nil {
+		return rows, err
+	}
+	var all []string
+	for i := range most {
+		all = append(all, recordName(i))
+	}
+	return rows, each(all, func(name string) error { return b.delete(ctx, name) })
+}
+
+func recordName(i int) string { return fmt.Sprintf("%s-record-%d", benchVM, i) }
+
+func smallSpec(name string, noStart bool) api.VMSpec {
+	vcpu, memory := 1, 128
+	return api.VMSpec{Name: name, Image: smallImage, VCPU: &vcpu, MemoryMiB: &memory, NoStart: noStart}
+}
+
+func (b *bench) create(ctx context.Context, spec api.VMSpec) error {
+	op, err := b.api.CreateVM(ctx, spec)
+	return b.await(ctx, op, err)
+}
+
+// records makes VMs that never start.
+func (b *bench) records(ctx context.Context, from, to int) error {
+	var specs []api.VMSpec
+	for i := from; i < to; i++ {
+		specs = append(specs, smallSpec(recordName(i), true))
+	}
+	return each(specs, func(spec api.VMSpec) error { return b.create(ctx, spec) })
+}
+
+// starts measures starts of a small VM, without a command around them: what that
+// adds does not depend on how many there are.
+func (b *bench) starts(ctx context.Context) (ds []time.Duration, err error) {
+	const name = benchVM + "-start"
+	if err := b.create(ctx, smallSpec(name, true)); err != nil {
+		return nil, err
+	}
+	for range b.runs {
+		begun := time.Now()
+		op, err := b.api.StartVM(ctx, name)
+		if err := b.await(ctx, op, err); err != nil {
+			return nil, err
+		}
+		ds = append(ds, time.Since(begun))
+		op, err = b.api.KillVM(ctx, name)
+		if err := b.await(ctx, op, err); err != nil {
+			return nil, err
+		}
+	}
+	return ds, b.delete(ctx, name)
+}
+
+// repeat runs a command of banger.
+func (b *bench) repeat(ctx context.Context, args ...string) (ds []time.Duration, err error) {
+	for range b.runs {
+		d, err := b.timed(ctx, args...)
+		if err != nil {
+			return nil, err
+		}
+		ds = append(ds, d)
+	}
+	return ds, nil
+}
+
+// restarts measures how long bangerd does not answer when it is restarted.
+func (b *bench) restarts(ctx context.Context) (ds []time.Duration, err error) {
+	for range b.runs {
+		begun := time.Now()
+		if out, err := exec.CommandContext(ctx, "systemctl", "restart", "bangerd.service").CombinedOutput(); err != nil {
+			return nil, fmt.Errorf("cannot restart bangerd: %w: %s", err, out)
+		}
+		// Its socket is systemd's and was there all the time: the question waits.
+		if _, err := b.api.VMs(ctx); err != nil {
+			return nil, err
+		}
+		ds = append(ds, time.Since(begun))
+	}
+	return ds, nil
+}
