@@ -50,12 +50,12 @@ func leavesNothing(t *testing.T) {
 func running(t *testing.T, args ...string) api.VM {
 	t.Helper()
 	name := "t-" + strconv.FormatInt(time.Now().UnixNano(), 36)
-	must(t, append([]string{"vm", "run", "-d", "--name", name}, args...)...)
 	t.Cleanup(func() {
 		if r := banger(t, "vm", "delete", "--force", name); r.Code != 0 && !strings.Contains(r.Stderr, "there is no VM") {
 			t.Errorf("delete: %+v", r)
 		}
 	})
+	must(t, append([]string{"vm", "run", "-d", "--name", name}, args...)...) // one that fails leaves a VM too
 	return show(t, name)
 }
 
