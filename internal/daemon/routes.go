@@ -141,5 +141,8 @@ func describeByHand(doc *huma.OpenAPI) {
 			"that carries the connected descriptor (SCM_RIGHTS); the connection itself is then of no more use.", upgradeName, passFDHeader),
 		Parameters: []*huma.Param{param("path", "ref"), param("query", "port")}, Responses: text("101")})
 	doc.AddOperation(&huma.Operation{Method: http.MethodPut, Path: "/v1/operations/{id}/input", OperationID: "put-operations-id-input",
-		Summary: "The data of an import, of any length", Parameters: []*huma.Param{param("path", "id")}, Responses: text("204")})
+		Summary: "The data of an import, of any length",
+		Description: fmt.Sprintf("A local caller may send `Upgrade: %s` instead of data: after 101 it sends one byte that carries the "+
+			"descriptor of a regular file (SCM_RIGHTS), and a second answer comes when the file is read.", fileUpgrade),
+		Parameters: []*huma.Param{param("path", "id")}, Responses: text("204")})
 }
