@@ -4,8 +4,10 @@ import (
 	"context"
 	"io"
 	"math"
+	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strconv"
 	"time"
 
@@ -162,6 +164,28 @@ func (c *Client) Operation(ctx context.Context, id string) (api.Operation, error
 func (c *Client) CancelOperation(ctx context.Context, id string) error {
 	_, err := call[struct{}](ctx, c, http.MethodDelete, operationPath(id, ""), nil)
 	return err
+}
+
+// SendFile is SendInput for a regular file, from where it is read. A local daemon
+// gets the file itself and reads on.
+func (c *Client) SendFile(ctx context.Context, id string, f *os.File) error {
+	conn, err := c.dial(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	local, ok := conn.(*net.UnixConn)
+	if !ok {
+		return c.SendInput(ctx, id, f)
+	}
+	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
+	if err = passFile(ctx, local, base+operationPath(id, "/input"), f); err == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return c.explain(ctx, err)
 }
 
 // SendInput streams the data an import waits for. It returns once the daemon

@@ -47,9 +47,14 @@ func (a *App) imageImportCommand() *cobra.Command {
 				return err
 			}
 			defer in.Close()
+			file, _ := in.(*os.File)
+			if size == 0 { // not a regular file
+				file = nil
+			}
 			return a.tellImport(cmd.Context(), c, "image", importing{
 				spec:  api.ImportSpec{Name: args[0], Bytes: size},
 				begin: c.ImportImage,
+				file:  file,
 				data: func(_ context.Context, w io.Writer) error {
 					_, err := io.CopyBuffer(w, struct{ io.Reader }{in}, make([]byte, copyBuffer))
 					return err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 
 	"github.com/spf13/cobra"
 
@@ -16,8 +17,9 @@ import (
 type importing struct {
 	spec  api.ImportSpec
 	begin func(context.Context, api.ImportSpec) (api.Operation, error)
-	// data writes the input to w.
+	// data writes the input to w; not used if there is a file.
 	data func(ctx context.Context, w io.Writer) error
+	file *os.File // regular
 }
 
 // runImport begins the import, streams its data and waits for its end. When
@@ -63,6 +65,13 @@ func (e *inputError) Unwrap() error { return e.error }
 // send streams the data. If it cannot be had, it cancels the operation, which
 // ends the watching too.
 func (a *App) send(ctx context.Context, c *client.Client, id string, im importing) error {
+	if im.file != nil {
+		err := c.SendFile(ctx, id, im.file)
+		if err != nil && ctx.Err() == nil {
+			a.giveUp(c, id)
+		}
+		return err
+	}
 	r, w := io.Pipe()
 	produced := make(chan error, 1)
 	go func() {
@@ -76,12 +85,17 @@ func (a *App) send(ctx context.Context, c *client.Client, id string, im importin
 		err = &inputError{local}
 	}
 	if err != nil && ctx.Err() == nil {
-		undo, done := a.cleanup()
-		defer done()
-		// The daemon may have failed the operation already; Watch shows how.
-		_ = c.CancelOperation(undo, id)
+		a.giveUp(c, id)
 	}
 	return err
+}
+
+// giveUp cancels an import that gets no data. It may have failed already; Watch
+// shows how.
+func (a *App) giveUp(c *client.Client, id string) {
+	undo, done := a.cleanup()
+	defer done()
+	_ = c.CancelOperation(undo, id)
 }
 
 var errStopped = errors.New("no more data wanted")

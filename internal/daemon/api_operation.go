@@ -71,35 +71,34 @@ func tellOperation(ctx context.Context, s *eventStream, op *operation) error {
 	}
 }
 
-// putInput lends the body of the request to the import that waits for it and
-// answers when the import has read what it wanted.
+// putInput lends the body of the request, or the file that the caller passes, to
+// the import that waits for it and answers when the import has read what it
+// wanted.
 func (d *Daemon) putInput(w http.ResponseWriter, r *http.Request) {
 	op, err := d.ops.get(r.PathValue("id"))
+	if err == nil && (op.input == nil || op.finished()) {
+		err = takesNoData(r)
+	}
 	if err != nil {
 		writeError(w, err)
 		return
 	}
-	if op.input == nil || op.finished() {
-		writeError(w, api.Conflict("operation %s takes no data now", r.PathValue("id")))
+	if r.Header.Get("Upgrade") == fileUpgrade {
+		d.putFile(w, r, op)
 		return
 	}
-	in := &inputStream{Reader: r.Body, done: make(chan struct{})}
-	select {
-	case op.input <- in:
-	case <-r.Context().Done():
-		return
-	case <-op.over:
-		writeError(w, api.Conflict("operation %s takes no data now", r.PathValue("id")))
-		return
+	unblock := func() { // else the read ends with the connection
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now())
 	}
-	select {
-	case <-in.done:
-	case <-op.over:
-		// Cancelled, perhaps while a read waits for a sender that stalls.
-		_ = http.NewResponseController(w).SetReadDeadline(time.Now()) // else the read ends with the connection
-		<-in.done
+	if err := op.lend(r.Context(), r.Body, unblock); err != nil {
+		writeError(w, takesNoData(r))
+		return
 	}
 	w.WriteHeader(http.StatusNoContent)
+}
+
+func takesNoData(r *http.Request) error {
+	return api.Conflict("operation %s takes no data now", r.PathValue("id"))
 }
 
 // statusError gives huma the Problem in err's chain.

@@ -245,6 +245,26 @@ func (op *operation) finished() bool {
 	return s.Status != api.OperationRunning
 }
 
+// lend gives r to the import that waits for it and returns when it is no longer
+// read. unblock ends a read that waits for a sender that stalls.
+func (op *operation) lend(ctx context.Context, r io.Reader, unblock func()) error {
+	in := &inputStream{Reader: r, done: make(chan struct{})}
+	select {
+	case op.input <- in:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-op.over:
+		return errors.New("the operation is over")
+	}
+	select {
+	case <-in.done:
+	case <-op.over: // cancelled
+		unblock()
+		<-in.done
+	}
+	return nil
+}
+
 // awaitInput waits for the data of an import. release must be called when the
 // data is no longer read.
 func (op *operation) awaitInput(ctx context.Context) (r io.Reader, release func(), err error) {

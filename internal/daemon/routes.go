@@ -157,5 +157,8 @@ func describeByHand(doc *huma.OpenAPI) {
 			"the VM is deleted after a short time in which another may be taken.",
 		Parameters: []*huma.Param{param("path", "ref")}, Responses: text("200")})
 	doc.AddOperation(&huma.Operation{Method: http.MethodPut, Path: "/v1/operations/{id}/input", OperationID: "put-operations-id-input",
-		Summary: "The data of an import, of any length", Parameters: []*huma.Param{param("path", "id")}, Responses: text("204")})
+		Summary: "The data of an import, of any length",
+		Description: fmt.Sprintf("A local caller may send `Upgrade: %s` instead of data: after 101 it sends one byte that carries the "+
+			"descriptor of a regular file (SCM_RIGHTS), and a second answer comes when the file is read.", fileUpgrade),
+		Parameters: []*huma.Param{param("path", "id")}, Responses: text("204")})
 }
