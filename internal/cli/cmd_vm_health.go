@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"time"
@@ -140,7 +141,7 @@ func (a *App) ping(ctx context.Context, refs []string, count int, interval time.
 			}
 			return nil
 		})
-		if err == (exitError{exitFailed}) {
+		if exit, ok := errors.AsType[exitError](err); ok && exit.code == exitFailed {
 			failed = err // the others, and the next time, may be better
 		} else if err != nil {
 			return err

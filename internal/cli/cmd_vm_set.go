@@ -79,7 +79,8 @@ func (s *settingFlags) change(cmd *cobra.Command) (api.VMChange, error) {
 		policy := api.Restart(s.restart)
 		c.Restart = &policy
 	}
-	return c, s.sizes(cmd, &c)
+	err := s.sizes(cmd, &c)
+	return c, err
 }
 
 // sizes reads the flags that have units.

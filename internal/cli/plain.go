@@ -2,6 +2,7 @@ package cli
 
 import (
 	"io"
+	"slices"
 	"unicode"
 	"unicode/utf8"
 )
@@ -27,7 +28,7 @@ const (
 )
 
 func (p *plainWriter) Write(b []byte) (int, error) {
-	in := append(p.rest, b...)
+	in := slices.Concat(p.rest, b)
 	out := make([]byte, 0, len(in))
 	for len(in) > 0 && (utf8.FullRune(in) || len(in) >= utf8.UTFMax) {
 		r, size := utf8.DecodeRune(in)

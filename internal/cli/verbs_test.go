@@ -302,7 +302,7 @@ func TestOnlyRemovedVMsAreEphemeral(t *testing.T) {
 func TestUnknownCommandsGetAHint(t *testing.T) {
 	d := newFakeDaemon(t)
 	for line, hint := range map[string]string{
-		"bogus": "see banger --help", "vmm": "did you mean banger vm?", "vm strat": "did you mean banger vm start or stats?", "vm remove": "see banger vm --help",
+		"bogus": "see banger --help", "vmm": "did you mean banger vm?", "vm strat": "did you mean banger vm start or stats?", "vm remove": "see banger vm --help", //nolint:misspell // meant so
 		"operation lsit": "did you mean banger operation list?",
 	} {
 		if got := d.banger(nil, strings.Fields(line)...); got.code != 2 || !strings.Contains(got.err, `unknown command "`) || !strings.Contains(got.err, "hint: "+hint+"\n") {

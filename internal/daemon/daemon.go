@@ -91,7 +91,8 @@ func Open(ctx context.Context, log *slog.Logger) (d *Daemon, err error) {
 		return d, err
 	}
 	d.watchSpace()
-	return d, d.expectLeases(ctx)
+	err = d.expectLeases(ctx)
+	return d, err
 }
 
 // workFiles makes the files of work disks.

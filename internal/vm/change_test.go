@@ -45,8 +45,6 @@ func show(v *store.VM) string {
 	return s
 }
 
-func ptr[T any](v T) *T { return &v }
-
 func TestChange(t *testing.T) {
 	for name, tc := range map[string]struct {
 		state  api.State
@@ -54,15 +52,15 @@ func TestChange(t *testing.T) {
 		check  func(*store.VM) bool
 		stale  []string
 	}{
-		"memory of a stopped one": {api.StateStopped, api.VMChange{MemoryMiB: ptr(200)}, func(v *store.VM) bool { return v.MemoryMiB == 200 }, nil},
-		"memory of a running one": {api.StateRunning, api.VMChange{MemoryMiB: ptr(200)}, func(v *store.VM) bool { return v.MemoryMiB == 200 }, []string{"memory"}},
-		"the same memory":         {api.StateRunning, api.VMChange{MemoryMiB: ptr(128)}, func(v *store.VM) bool { return v.MemoryMiB == 128 }, nil},
-		"kernel of a paused one":  {api.StatePaused, api.VMChange{Kernel: ptr("other")}, func(v *store.VM) bool { return v.KernelID == "krn2" }, []string{"kernel"}},
-		"image":                   {api.StateFailed, api.VMChange{Image: ptr("newer")}, func(v *store.VM) bool { return v.ImageID == "img2" && v.ImageName == "newer" }, nil},
-		"the same image":          {api.StateRunning, api.VMChange{Image: ptr("debian")}, func(v *store.VM) bool { return v.ImageID == "img" }, nil},
-		"a first disk, running":   {api.StateRunning, api.VMChange{DiskBytes: ptr(int64(1 << 30))}, func(v *store.VM) bool { return v.DiskBytes == 1<<30 }, []string{"disk"}},
-		"name of a running one":   {api.StateRunning, api.VMChange{Name: ptr("z")}, func(v *store.VM) bool { return v.Name == "z" }, []string{"name"}},
-		"policies at once": {api.StateRunning, api.VMChange{Autostart: ptr(true), Restart: ptr(api.RestartAlways), IdleStopSeconds: ptr(60), NAT: ptr(true), Network: ptr("lan")},
+		"memory of a stopped one": {api.StateStopped, api.VMChange{MemoryMiB: new(200)}, func(v *store.VM) bool { return v.MemoryMiB == 200 }, nil},
+		"memory of a running one": {api.StateRunning, api.VMChange{MemoryMiB: new(200)}, func(v *store.VM) bool { return v.MemoryMiB == 200 }, []string{"memory"}},
+		"the same memory":         {api.StateRunning, api.VMChange{MemoryMiB: new(128)}, func(v *store.VM) bool { return v.MemoryMiB == 128 }, nil},
+		"kernel of a paused one":  {api.StatePaused, api.VMChange{Kernel: new("other")}, func(v *store.VM) bool { return v.KernelID == "krn2" }, []string{"kernel"}},
+		"image":                   {api.StateFailed, api.VMChange{Image: new("newer")}, func(v *store.VM) bool { return v.ImageID == "img2" && v.ImageName == "newer" }, nil},
+		"the same image":          {api.StateRunning, api.VMChange{Image: new("debian")}, func(v *store.VM) bool { return v.ImageID == "img" }, nil},
+		"a first disk, running":   {api.StateRunning, api.VMChange{DiskBytes: new(int64(1 << 30))}, func(v *store.VM) bool { return v.DiskBytes == 1<<30 }, []string{"disk"}},
+		"name of a running one":   {api.StateRunning, api.VMChange{Name: new("z")}, func(v *store.VM) bool { return v.Name == "z" }, []string{"name"}},
+		"policies at once": {api.StateRunning, api.VMChange{Autostart: new(true), Restart: new(api.RestartAlways), IdleStopSeconds: new(60), NAT: new(true), Network: new("lan")},
 			func(v *store.VM) bool {
 				return v.Autostart && v.Restart == api.RestartAlways && v.IdleStop == 60 && v.NAT && v.Network == "lan"
 			}, nil},
@@ -111,22 +109,22 @@ func TestChangeRefusesAndChangesNothing(t *testing.T) {
 		}
 		for want, c := range map[string]api.VMChange{
 			"nothing was given":  {},
-			"is taken":           {Name: ptr("taken"), MemoryMiB: ptr(256)},
-			"is no name":         {Name: ptr("Upper")},
-			"looks like an id":   {Name: ptr("0123456789ab")},
-			"no image \"nope\"":  {Image: ptr("nope"), NAT: ptr(true)},
-			"no kernel \"nope\"": {Kernel: ptr("nope")},
-			"0 vCPUs":            {VCPU: ptr(0)},
-			"vCPUs are not":      {VCPU: ptr(runtime.NumCPU() + 1)},
-			"63 MiB":             {MemoryMiB: ptr(63)},
-			"90 MiB of memory":   {MemoryMiB: ptr(90), Kernel: ptr("other")}, // enough for the kernel it has
-			"on this host":       {MemoryMiB: ptr(1 << 30)},
-			"cannot become":      {DiskBytes: ptr(int64(1 << 30))},
-			"cannot become sm":   {DiskBytes: ptr(int64(0))},
-			"work disk of":       {DiskBytes: ptr(int64(2<<30 + 1))},
-			"no name of a net":   {Network: ptr("A b")},
-			"no restart policy":  {Restart: ptr(api.Restart("maybe"))},
-			"idle seconds":       {IdleStopSeconds: ptr(-1)},
+			"is taken":           {Name: new("taken"), MemoryMiB: new(256)},
+			"is no name":         {Name: new("Upper")},
+			"looks like an id":   {Name: new("0123456789ab")},
+			"no image \"nope\"":  {Image: new("nope"), NAT: new(true)},
+			"no kernel \"nope\"": {Kernel: new("nope")},
+			"0 vCPUs":            {VCPU: new(0)},
+			"vCPUs are not":      {VCPU: new(runtime.NumCPU() + 1)},
+			"63 MiB":             {MemoryMiB: new(63)},
+			"90 MiB of memory":   {MemoryMiB: new(90), Kernel: new("other")}, // enough for the kernel it has
+			"on this host":       {MemoryMiB: new(1 << 30)},
+			"cannot become":      {DiskBytes: new(int64(1 << 30))},
+			"cannot become sm":   {DiskBytes: new(int64(0))},
+			"work disk of":       {DiskBytes: new(int64(2<<30 + 1))},
+			"no name of a net":   {Network: new("A b")},
+			"no restart policy":  {Restart: new(api.Restart("maybe"))},
+			"idle seconds":       {IdleStopSeconds: new(-1)},
 		} {
 			_, err := m.Change(t.Context(), v.ID, c)
 			p, ok := errors.AsType[*api.Problem](err)
@@ -134,7 +132,7 @@ func TestChangeRefusesAndChangesNothing(t *testing.T) {
 				t.Errorf("%s, %s: %v", s, want, err)
 			}
 		}
-		if _, err := m.Change(t.Context(), v.ID, api.VMChange{Image: ptr("newer")}); (err != nil) != (s == api.StateRunning) {
+		if _, err := m.Change(t.Context(), v.ID, api.VMChange{Image: new("newer")}); (err != nil) != (s == api.StateRunning) {
 			t.Errorf("%s: another image: %v", s, err)
 		}
 		after, err := m.Store.VMByID(t.Context(), v.ID)
@@ -158,13 +156,13 @@ func TestAnotherImageMeansAnotherRootDiskAndTheSameWorkDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	recorded(t, m, "taken", api.StateStopped)
-	if _, err := m.Change(t.Context(), v.ID, api.VMChange{Image: ptr("newer"), Name: ptr("taken")}); err == nil {
+	if _, err := m.Change(t.Context(), v.ID, api.VMChange{Image: new("newer"), Name: new("taken")}); err == nil {
 		t.Error("a taken name was accepted")
 	}
 	if raw, err := os.ReadFile(overlay); err != nil || string(raw) != "o" {
 		t.Errorf("the root disk did not come back: %q, %v", raw, err)
 	}
-	if _, err := m.Change(t.Context(), v.ID, api.VMChange{Image: ptr("newer")}); err != nil {
+	if _, err := m.Change(t.Context(), v.ID, api.VMChange{Image: new("newer")}); err != nil {
 		t.Fatal(err)
 	}
 	left, err := os.ReadDir(m.dir(v))
@@ -182,7 +180,7 @@ func TestARunningVMIsChangedAtOnce(t *testing.T) {
 	if err := m.Store.UpdateVM(t.Context(), v); err != nil {
 		t.Fatal(err)
 	}
-	got, err := m.Change(t.Context(), v.ID, api.VMChange{NAT: ptr(true), DiskBytes: ptr(int64(2 << 30))})
+	got, err := m.Change(t.Context(), v.ID, api.VMChange{NAT: new(true), DiskBytes: new(int64(2 << 30))})
 	if err != nil || !slices.Equal(got.Stale, []string{"disk"}) {
 		t.Errorf("%+v, %v", got, err)
 	}
@@ -192,7 +190,7 @@ func TestARunningVMIsChangedAtOnce(t *testing.T) {
 	}
 	recordedStopped := recorded(t, m, "b", api.StateStopped)
 	first.done = nil
-	if _, err := m.Change(t.Context(), recordedStopped.ID, api.VMChange{NAT: ptr(true)}); err != nil || first.done != nil {
+	if _, err := m.Change(t.Context(), recordedStopped.ID, api.VMChange{NAT: new(true)}); err != nil || first.done != nil {
 		t.Errorf("a stopped VM: %v, %v", first.done, err)
 	}
 }
@@ -225,7 +223,7 @@ func TestAChangeThatFailsHalfWayIsUndone(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := m.Change(t.Context(), v.ID, api.VMChange{Name: ptr("z"), NAT: ptr(true), VCPU: ptr(min(2, runtime.NumCPU())), DiskBytes: ptr(int64(2 << 30))}); err == nil {
+			if _, err := m.Change(t.Context(), v.ID, api.VMChange{Name: new("z"), NAT: new(true), VCPU: new(min(2, runtime.NumCPU())), DiskBytes: new(int64(2 << 30))}); err == nil {
 				t.Fatal("it was changed")
 			}
 			after, err := m.Store.VMByID(t.Context(), v.ID)

@@ -31,7 +31,7 @@ type fakeVMM struct {
 func inJail(t *testing.T, m *Manager, name string) (*store.VM, *fakeVMM) {
 	t.Helper()
 	v := recorded(t, m, name, api.StateRunning)
-	if m.jails == "" || !strings.HasPrefix(m.jails, os.TempDir()) {
+	if m.jails == m.JailDir {
 		m.jails = t.TempDir()
 	}
 	v.UID, v.StartedAt, v.HostBoot = os.Getuid(), time.Now().UTC(), m.boot

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"banger/api"
@@ -105,7 +106,7 @@ func (m *Manager) start(ctx context.Context, v *store.VM, rep Reporter) error {
 
 	begun := time.Now()
 	times, err := runSteps(ctx, log, rep, startSteps, r)
-	v.Timing = append(times, api.PhaseTime{Phase: api.PhaseTotal, Milliseconds: milliseconds(time.Since(begun))})
+	v.Timing = slices.Concat(times, []api.PhaseTime{{Phase: api.PhaseTotal, Milliseconds: milliseconds(time.Since(begun))}})
 	if err == nil {
 		m.attend(v)
 		// It runs: whoever cancels now is too late.

@@ -57,18 +57,18 @@ var passed = []string{"FAULTS"}
 // service is the script's text. Signals are for the program: the shell has to
 // outlive it, to tell its status.
 func (j job) service() string {
-	argv := ""
+	var argv strings.Builder
 	for _, name := range passed {
 		if value, set := os.LookupEnv(name); set {
-			argv += name + "=" + quote(value) + " "
+			argv.WriteString(name + "=" + quote(value) + " ")
 		}
 	}
-	argv += quote("./" + filepath.Base(j.program))
+	argv.WriteString(quote("./" + filepath.Base(j.program)))
 	for _, arg := range j.args {
-		argv += " " + quote(arg)
+		argv.WriteString(" " + quote(arg))
 	}
 	return `cd "$(dirname "$0")" || exit 1; trap : INT TERM; : >out; : >err; echo $$ >pid.new; mv pid.new pid
-` + argv + ` >out 2>err </dev/null; echo $? >status.new; mv status.new status
+` + argv.String() + ` >out 2>err </dev/null; echo $? >status.new; mv status.new status
 `
 }
 

@@ -33,7 +33,7 @@ func (b *bench) importSmall(ctx context.Context) error {
 	}
 	add(tar.Header{Typeflag: tar.TypeReg, Name: "bin/busybox", Mode: 0o755}, string(busybox))
 	add(tar.Header{Typeflag: tar.TypeReg, Name: "etc/passwd", Mode: 0o644}, "root:x:0:0::/root:/bin/sh\n")
-	for _, applet := range strings.Fields("sh true echo cat sync sleep") {
+	for applet := range strings.FieldsSeq("sh true echo cat sync sleep") {
 		add(tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/" + applet, Linkname: "busybox", Mode: 0o777}, "")
 	}
 	if err := errors.Join(err, w.Close()); err != nil {

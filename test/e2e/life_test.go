@@ -305,7 +305,7 @@ func TestPortsAreListed(t *testing.T) {
 		var answers []struct{ Ports []api.Port }
 		r := banger(t, "vm", "ports", "--json", vm.Name)
 		if err := json.Unmarshal([]byte(r.Stdout), &answers); err != nil || r.Code != 0 || len(answers) != 1 {
-			return fmt.Errorf("%v: %+v", err, r)
+			return fmt.Errorf("%w: %+v", err, r)
 		}
 		for _, p := range answers[0].Ports {
 			if p.Port > 0 && (p.Protocol == "tcp" || p.Protocol == "udp") && p.Address != "" {

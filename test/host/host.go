@@ -111,6 +111,8 @@ func WantGone(t testing.TB, id string, within time.Duration) {
 func Eventually(t testing.TB, within time.Duration, check func() error) {
 	t.Helper()
 	deadline := time.Now().Add(within)
+	again := time.NewTicker(20 * time.Millisecond)
+	defer again.Stop()
 	for {
 		err := check()
 		if err == nil {
@@ -119,7 +121,7 @@ func Eventually(t testing.TB, within time.Duration, check func() error) {
 		if time.Now().After(deadline) {
 			t.Fatalf("not within %s: %v", within, err)
 		}
-		time.Sleep(20 * time.Millisecond)
+		<-again.C
 	}
 }
 

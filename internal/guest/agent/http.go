@@ -159,8 +159,8 @@ func serveConn(conn net.Conn, routes []route) {
 		if take, ok := answer.(takeover); ok && err == nil {
 			_ = conn.SetReadDeadline(time.Time{}) // a dead connection fails below
 			upgraded := newUpgradedConn(conn, req.upgrade)
-			defer upgraded.Close()
 			take(upgraded, r)
+			_ = upgraded.Close() // the client may have done that
 			return
 		}
 		if later, ok := answer.(pending); ok && err == nil {
