@@ -15,6 +15,10 @@ import (
 	"banger/internal/guest"
 )
 
+// The process's first thread keeps the main goroutine: a test that changed it
+// would change what /proc/self shows to all others.
+func init() { runtime.LockOSThread() }
+
 // ownNetwork moves the test to a network namespace that dies with its thread.
 func ownNetwork(t *testing.T) {
 	t.Helper()

@@ -106,13 +106,18 @@ func tracepointID(name string) (uint64, error) {
 
 // countTracepoint counts on one processor what the filter lets through.
 func countTracepoint(id uint64, cpu int, filter string) (int, error) {
-	attr := &unix.PerfEventAttr{Type: unix.PERF_TYPE_TRACEPOINT, Config: id}
+	// It begins to count when it has its filter, not before.
+	attr := &unix.PerfEventAttr{Type: unix.PERF_TYPE_TRACEPOINT, Config: id, Bits: unix.PerfBitDisabled}
 	attr.Size = uint32(unsafe.Sizeof(*attr))
 	fd, err := unix.PerfEventOpen(attr, -1, cpu, -1, unix.PERF_FLAG_FD_CLOEXEC)
 	if err != nil {
 		return -1, err
 	}
-	if err := unix.IoctlSetString(fd, unix.PERF_EVENT_IOC_SET_FILTER, filter); err != nil {
+	err = unix.IoctlSetString(fd, unix.PERF_EVENT_IOC_SET_FILTER, filter)
+	if err == nil {
+		err = unix.IoctlSetInt(fd, unix.PERF_EVENT_IOC_ENABLE, 0)
+	}
+	if err != nil {
 		return -1, errors.Join(err, unix.Close(fd))
 	}
 	return fd, nil
