@@ -149,10 +149,7 @@ func serveConn(conn net.Conn, routes []route) {
 		}
 		answer, then, err := dispatch(routes, req)
 		if take, ok := answer.(takeover); ok && err == nil {
-			_ = conn.SetReadDeadline(time.Time{}) // a dead connection fails below
-			upgraded := newUpgradedConn(conn, req.upgrade)
-			defer upgraded.Close()
-			take(upgraded, r)
+			upgrade(conn, r, req.upgrade, take)
 			return
 		}
 		if writeErr := writeAnswer(conn, answer, err, req.last); then != nil && err == nil {
@@ -164,6 +161,13 @@ func serveConn(conn net.Conn, routes []route) {
 			return
 		}
 	}
+}
+
+func upgrade(conn net.Conn, r *bufio.Reader, protocol string, take takeover) {
+	_ = conn.SetReadDeadline(time.Time{}) // a dead connection fails below
+	c := newUpgradedConn(conn, protocol)
+	defer c.Close()
+	take(c, r)
 }
 
 func dispatch(routes []route, req httpRequest) (answer any, then func(), err error) {
