@@ -157,10 +157,7 @@ func serveConn(conn net.Conn, routes []route) {
 		}
 		answer, then, err := dispatch(routes, req)
 		if take, ok := answer.(takeover); ok && err == nil {
-			_ = conn.SetReadDeadline(time.Time{}) // a dead connection fails below
-			upgraded := newUpgradedConn(conn, req.upgrade)
-			take(upgraded, r)
-			_ = upgraded.Close() // the client may have done that
+			upgrade(conn, r, req.upgrade, take)
 			return
 		}
 		if later, ok := answer.(pending); ok && err == nil {
@@ -199,6 +196,13 @@ func answerLater(conn net.Conn, r *bufio.Reader, p pending) {
 	_ = writeAnswer(conn, p.answer(), nil, true)
 	_ = conn.SetReadDeadline(time.Now().Add(lingerTimeout))
 	<-gone
+}
+
+func upgrade(conn net.Conn, r *bufio.Reader, protocol string, take takeover) {
+	_ = conn.SetReadDeadline(time.Time{}) // a dead connection fails below
+	c := newUpgradedConn(conn, protocol)
+	defer c.Close()
+	take(c, r)
 }
 
 func dispatch(routes []route, req httpRequest) (answer any, then func(), err error) {
