@@ -72,6 +72,12 @@ func (c *Client) SetBoot(ctx context.Context, b Boot) error {
 	return c.do(ctx, http.MethodPut, "/boot-source", b, nil)
 }
 
+// SetMetrics has Firecracker write its counters to path, a line of JSON now,
+// every minute and at its end.
+func (c *Client) SetMetrics(ctx context.Context, path string) error {
+	return c.do(ctx, http.MethodPut, "/metrics", map[string]string{"metrics_path": path}, nil)
+}
+
 // Drive is PUT /drives/ID. Cache "Writeback" lets a guest's flush reach the
 // host's disk; Firecracker's default does not.
 type Drive struct {

@@ -37,6 +37,9 @@ func (r *startRun) boot(ctx context.Context) error {
 	v := r.vm
 	fc := firecracker.New(r.jail.dialAPI)
 	defer fc.Close()
+	if err := fc.SetMetrics(ctx, paths.JailMetrics); err != nil {
+		return err
+	}
 	if err := fc.SetMachine(ctx, firecracker.Machine{VCPU: v.VCPU, MemoryMiB: v.MemoryMiB}); err != nil {
 		return err
 	}

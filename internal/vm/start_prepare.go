@@ -257,7 +257,8 @@ func (r *startRun) removeTap(ctx context.Context) error {
 
 const sysNet = "/sys/class/net"
 
-// chooseMetrics has nothing to make: vm.launch puts the FIFO into the new jail.
+// chooseMetrics has nothing to make: vm.launch puts the FIFO into the new jail,
+// for root to read.
 func (r *startRun) chooseMetrics(context.Context) error { return nil }
 
 // checkBinaries looks at the programs before root does, for a clearer word.

@@ -301,17 +301,25 @@ func TestKilledRunLeavesNoVM(t *testing.T) {
 func TestPortsAreListed(t *testing.T) {
 	leavesNothing(t)
 	vm := running(t)
-	eventually(t, 90*time.Second, func() error { // until the image's services are up
+	c := command(t, t.Context(), "vm", "exec", vm.Name, "--", "systemd-socket-activate", "-l", "7070", "/bin/true")
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = c.Process.Kill()
+		_ = c.Wait() // it was killed
+	}()
+	eventually(t, 30*time.Second, func() error {
 		var answers []struct{ Ports []api.Port }
 		r := banger(t, "vm", "ports", "--json", vm.Name)
-		if err := json.Unmarshal([]byte(r.Stdout), &answers); err != nil || r.Code != 0 || len(answers) != 1 {
-			return fmt.Errorf("%w: %+v", err, r)
+		if json.Unmarshal([]byte(r.Stdout), &answers) != nil || r.Code != 0 || len(answers) != 1 {
+			return fmt.Errorf("%+v", r)
 		}
 		for _, p := range answers[0].Ports {
-			if p.Port > 0 && (p.Protocol == "tcp" || p.Protocol == "udp") && p.Address != "" {
+			if p.Port == 7070 && p.Protocol == "tcp" && p.Address != "" && strings.HasPrefix(p.Process, "systemd-socket") {
 				return nil
 			}
 		}
-		return fmt.Errorf("nothing listens: %s", r.Stdout)
+		return fmt.Errorf("it does not listen: %s", r.Stdout)
 	})
 }

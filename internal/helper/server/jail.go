@@ -49,7 +49,7 @@ func (p Places) stageJail(r helper.LaunchRequest, uid int, disks []device) (err 
 			return err
 		}
 	}
-	return nil
+	return makeFIFO(root+paths.JailMetrics, uid)
 }
 
 func (p Places) newJail(id string) error {
@@ -70,6 +70,18 @@ func makeNode(path string, uid int, d device) error {
 	}
 	if err := os.Lchown(path, uid, uid); err != nil {
 		return fmt.Errorf("cannot give disk node to the VM: %w", err)
+	}
+	return nil
+}
+
+// makeFIFO makes what Firecracker writes its metrics to: a pipe that nobody
+// reads takes 64 KiB and then no more, where a file would grow.
+func makeFIFO(path string, uid int) error {
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		return fmt.Errorf("cannot make FIFO in jail: %w", err)
+	}
+	if err := os.Lchown(path, uid, uid); err != nil {
+		return fmt.Errorf("cannot give FIFO to the VM: %w", err)
 	}
 	return nil
 }
