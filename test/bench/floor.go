@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -97,8 +98,11 @@ func (f *floor) start(ctx context.Context) (vm *floorVM, t floorTimes, err error
 		return vm, t, err
 	}
 	t.ready = time.Since(begun)
-	err = vm.run(ctx, "echo", "hello")
+	out, err := vm.run(ctx, "echo", "hello")
 	t.output = time.Since(begun)
+	if err == nil && out != "hello\n" {
+		err = fmt.Errorf("echo said %q", out)
+	}
 	return vm, t, err
 }
 
@@ -141,27 +145,36 @@ func (vm *floorVM) roundTrip(ctx context.Context) error {
 	return err
 }
 
-// run is a command in the guest over a new vsock connection. What it says is
-// the only output.
-func (vm *floorVM) run(ctx context.Context, argv ...string) error {
+// run is a command in the guest over a new vsock connection, its streams treated
+// as the CLI does: no input, both outputs read at the same time. What it says is
+// returned.
+func (vm *floorVM) run(ctx context.Context, argv ...string) (string, error) {
 	c, err := vm.dial(ctx, guest.ControlPort)
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer c.Close()
 	s, err := guest.StartExec(ctx, c, guest.Exec{Argv: argv})
 	if err != nil {
-		return err
+		return "", err
 	}
+	if err := s.Stdin.Close(); err != nil {
+		return "", err
+	}
+	var errs []byte
+	var errsErr error
+	var reading sync.WaitGroup
+	reading.Go(func() { errs, errsErr = io.ReadAll(s.Stderr) })
 	out, err := io.ReadAll(s.Stdout)
-	if err != nil {
-		return err
+	reading.Wait()
+	if err := errors.Join(err, errsErr); err != nil {
+		return "", err
 	}
 	exit, err := s.Wait()
-	if err == nil && (exit.Code != 0 || len(out) == 0) {
-		err = fmt.Errorf("%v ended with %+v and said %q", argv, exit, out)
+	if err == nil && exit.Code != 0 {
+		err = fmt.Errorf("%v ended with %+v and said %q", argv, exit, errs)
 	}
-	return err
+	return string(out), err
 }
 
 // stop is SIGKILL, wait, and removal of the jail.
