@@ -37,7 +37,7 @@ func (r row) ok() bool {
 }
 
 func print(rows []row) {
-	fmt.Printf("%-46s %12s %12s %8s %9s\n", "figure (median)", "banger", "floor", "ratio", "limit")
+	fmt.Printf("%-62s %12s %12s %8s %9s\n", "figure (median)", "banger", "floor", "ratio", "limit")
 	for _, r := range rows {
 		floor, ratio, limit, verdict := "", "", "", ""
 		if r.Floor != 0 {
@@ -52,7 +52,7 @@ func print(rows []row) {
 				verdict = "MISSED"
 			}
 		}
-		fmt.Printf("%-46s %12s %12s %8s %9s %s\n", r.What, fmt.Sprintf("%.1f %s", r.Value, r.Unit), floor, ratio, limit, verdict)
+		fmt.Printf("%-62s %12s %12s %8s %9s %s\n", r.What, fmt.Sprintf("%.1f %s", r.Value, r.Unit), floor, ratio, limit, verdict)
 	}
 }
 
