@@ -101,7 +101,29 @@ func openAsVMM(t *testing.T, pid, uid int) *os.File {
 func (g *guest) handover() {
 	g.t.Helper()
 	g.timed("vm.handover", func() error { return g.c.Handover(g.t.Context(), g.id) })
+	awaitForwarding(g.t, g.id)
 	go g.read()
+}
+
+// awaitForwarding waits until the bridge has noticed the carrier of the VM's
+// tap, which the kernel tells it up to a second late. Until then it drops.
+func awaitForwarding(t *testing.T, id string) {
+	t.Helper()
+	const forwarding = "3" // BR_STATE_FORWARDING
+	again := time.NewTicker(5 * time.Millisecond)
+	defer again.Stop()
+	late := time.After(10 * time.Second)
+	for {
+		raw, err := os.ReadFile("/sys/class/net/" + tapName(id) + "/brport/state")
+		if err == nil && strings.TrimSpace(string(raw)) == forwarding {
+			return
+		}
+		select {
+		case <-again.C:
+		case <-late:
+			t.Fatalf("the port does not forward: state %q, %v", raw, err)
+		}
+	}
 }
 
 func (g *guest) read() {
@@ -673,6 +695,7 @@ func TestLabFirecrackerOpensTheTap(t *testing.T) {
 		t.Fatalf("Firecracker says %s", answer.Status)
 	}
 	l.must(l.c.Handover(t.Context(), l.id))
+	awaitForwarding(t, l.id)
 	i, err := net.InterfaceByName(tapName(l.id))
 	l.must(err)
 	if i.Flags&net.FlagRunning == 0 { // it has a carrier while somebody has it open
