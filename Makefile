@@ -74,7 +74,7 @@ IN_LAB := env CGO_ENABLED=0 go test -count=1 -p 1 -timeout 45m -exec "'$(CURDIR)
 in-lab:
 	@status=0; \
 	$(STEP) "tests on real kernel objects" $(IN_LAB) -tags lab $(LAB_PACKAGES:%=./%) || status=1; \
-	$(STEP) "scenarios" $(IN_LAB) -v -tags e2e ./test/e2e || status=1; \
+	$(STEP) "scenarios" scripts/scenarios $(IN_LAB) -v -tags e2e ./test/e2e || status=1; \
 	exit $$status
 
 .PHONY: test-faults

@@ -183,7 +183,7 @@ const (
 // stopped, failed or created.
 type PruneRequest struct {
 	// OlderThanSeconds spares VMs that were made or started since then.
-	OlderThanSeconds int `json:"older_than_seconds,omitempty" minimum:"0"`
+	OlderThanSeconds int `json:"older_than_seconds,omitempty" minimum:"0" maximum:"3155760000"`
 	// Only lists the ids that may be deleted; absent: all.
 	Only []string `json:"only,omitempty"`
 	// DryRun only tells which.

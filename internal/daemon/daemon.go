@@ -109,6 +109,12 @@ func (workFiles) Grow(path string, bytes int64) error { return disk.Grow(path, b
 func (d *Daemon) watchSpace() {
 	guard := &disk.Guard{Dir: paths.StateDir, Reserve: d.config.DiskReserve, Resume: d.config.DiskReserve * 3 / 2,
 		Changed: func(low bool, free int64) { d.vms.LowSpace(d.ending, low, free) }}
+	// VMs may be paused for it since before this bangerd: they go on as soon as
+	// there is room, and what runs is paused if there is none.
+	guard.Low = true
+	if free, err := disk.Free(paths.StateDir); err == nil && free < guard.Reserve {
+		d.vms.LowSpace(d.ending, true, free)
+	}
 	d.tasks.Go(func() { guard.Run(d.ending) })
 }
 

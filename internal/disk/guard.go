@@ -36,8 +36,10 @@ type Guard struct {
 	Dir     string
 	Reserve int64 // below this it is low
 	Resume  int64 // at this it is no longer low; more than Reserve, so that it does not flutter
+	// Low is what is known at the begin.
+	Low bool
 	// Changed is told each change, from the goroutine of Run, which goes on
-	// when it returns. Before the first call the space is not low.
+	// when it returns.
 	Changed func(low bool, free int64)
 
 	free func(dir string) (int64, error) // Free, but in tests
@@ -61,7 +63,7 @@ func (g *Guard) Run(ctx context.Context) {
 	if free == nil {
 		free = Free
 	}
-	low, blind := false, false
+	low, blind := g.Low, false
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {

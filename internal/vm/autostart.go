@@ -14,33 +14,31 @@ import (
 // of bangerd must not start a VM that somebody has stopped. mark is a file
 // that the host's next boot takes away.
 func (m *Manager) autostart(mark string) error {
-	f, err := os.OpenFile(mark, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if errors.Is(err, fs.ErrExist) {
+	if _, err := os.Lstat(mark); err == nil {
 		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("cannot note that VMs were started: %w", err)
-	}
-	if err := f.Close(); err != nil {
-		return err
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("cannot tell whether VMs were started: %w", err)
 	}
 	vs, err := m.Store.AutostartVMs(m.ctx)
 	if err != nil {
 		return err
 	}
-	for _, v := range vs {
-		m.tasks.Go(func() { m.autostartVM(v.ID) })
-	}
+	m.tasks.Go(func() {
+		for _, v := range vs { // one after the other: all at once would only slow each
+			m.autostartVM(v.ID)
+		}
+		if m.ctx.Err() != nil {
+			return // cut off: the next bangerd starts the rest
+		}
+		if err := os.WriteFile(mark, nil, 0o600); err != nil {
+			m.Log.Error("cannot note that VMs were started", "error", err)
+		}
+	})
 	return nil
 }
 
 func (m *Manager) autostartVM(id string) {
-	unlock, err := m.starting.lock(m.ctx, "autostart") // one after the other: all at once would only slow each
-	if err != nil {
-		return
-	}
-	defer unlock()
-	err = m.locked(m.ctx, id, func(v *store.VM) error {
+	err := m.locked(m.ctx, id, func(v *store.VM) error {
 		if alive(v) || v.State == api.StateStarting {
 			return nil
 		}

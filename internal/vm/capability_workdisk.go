@@ -84,6 +84,9 @@ func (w workDisk) applyChange(ctx context.Context, old, now *store.VM) ([]string
 	case old.DiskBytes == 0:
 		return []string{"disk"}, nil
 	}
+	if _, err := os.Stat(w.file(now.ID)); errors.Is(err, fs.ErrNotExist) { // added, and not started since
+		return []string{"disk"}, nil
+	}
 	if err := w.m.Disks.Grow(w.file(now.ID), now.DiskBytes); err != nil {
 		return nil, err
 	}

@@ -176,12 +176,16 @@ func refusedUpdate(from, to *store.VM, err error) error {
 	return err
 }
 
+// asideOverlay is the name of an overlay that was put aside, with the image it
+// belongs to: a start that finds its own has been cut off from it by a crash.
+func asideOverlay(overlay, imageID string) string { return overlay + "." + imageID }
+
 // withoutOverlay runs f while the VM's overlay is put aside, and then removes
 // it: it belongs to the image the VM had and would be rubbish over another one.
 // So it goes before the record changes, and comes back if that fails.
 func (m *Manager) withoutOverlay(v *store.VM, f func() error) error {
 	overlay := filepath.Join(m.dir(v), "overlay.cow")
-	aside := overlay + ".old"
+	aside := asideOverlay(overlay, v.ImageID)
 	err := os.Rename(overlay, aside)
 	if errors.Is(err, fs.ErrNotExist) {
 		return f() // never started

@@ -276,3 +276,24 @@ func TestPrune(t *testing.T) {
 		t.Errorf("%d are left, %v", len(left), err)
 	}
 }
+
+// A crash between putting the root disk aside and storing the record must not
+// cost it; one after the record must not bring it back.
+func TestARootDiskPutAsideIsFoundAgain(t *testing.T) {
+	m := open(t, t.TempDir(), &fakeHelper{}, &fakeKernels{})
+	v := recorded(t, m, "a", api.StateStopped)
+	r := &startRun{m: m, vm: v, overlay: filepath.Join("vms", v.ID, "overlay.cow")}
+	overlay := r.abs(r.overlay)
+	if err := errors.Join(os.MkdirAll(filepath.Dir(overlay), 0o700),
+		os.WriteFile(asideOverlay(overlay, v.ImageID), []byte("kept"), 0o600),
+		os.WriteFile(asideOverlay(overlay, "older"), []byte("old"), 0o600),
+		r.takeBackOverlay()); err != nil {
+		t.Fatal(err)
+	}
+	if raw, err := os.ReadFile(overlay); err != nil || string(raw) != "kept" {
+		t.Errorf("%q, %v", raw, err)
+	}
+	if left, _ := filepath.Glob(overlay + ".*"); len(left) != 0 {
+		t.Errorf("%v is left", left)
+	}
+}

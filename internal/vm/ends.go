@@ -108,8 +108,11 @@ func (m *Manager) exited(e helper.Exit) {
 	m.tasks.Go(func() {
 		err := m.locked(m.ctx, e.ID, func(v *store.VM) error {
 			// Started again meanwhile: vm.launch has removed the record.
-			if _, err := readExit(m.ExitDir, v.ID); errors.Is(err, fs.ErrNotExist) {
+			newest, err := readExit(m.ExitDir, v.ID)
+			if errors.Is(err, fs.ErrNotExist) {
 				return nil
+			} else if err == nil {
+				e = newest
 			}
 			intent := m.leaveGuest(v.ID)
 			switch {

@@ -2,6 +2,8 @@ package vm
 
 import (
 	"errors"
+	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -143,6 +145,9 @@ func TestAutostartHappensOncePerBoot(t *testing.T) {
 	}
 	if v := mustGet(t, m, "manual"); v.State != api.StateCreated {
 		t.Errorf("manual is %s", v.State)
+	}
+	for _, err := os.Lstat(mark); err != nil; _, err = os.Lstat(mark) { // when all are started
+		runtime.Gosched()
 	}
 	launches := count(h.calls, "launch")
 	if err := m.autostart(mark); err != nil { // bangerd was restarted

@@ -87,7 +87,13 @@ func (m *Manager) stopIdle() {
 
 func (m *Manager) stopIdleVM(v *store.VM) {
 	m.Log.InfoContext(m.ctx, "stopping an idle VM", "vm", v.ID, "name", v.Name, "idle_stop_seconds", v.IdleStop)
-	if err := m.Stop(m.ctx, v.ID, time.Minute, discard{}); err != nil && m.ctx.Err() == nil {
+	err := m.locked(m.ctx, v.ID, func(v *store.VM) error {
+		if !m.isIdle(m.ctx, v, time.Now()) { // somebody came while this waited
+			return nil
+		}
+		return m.stop(m.ctx, v, time.Minute, discard{})
+	})
+	if err != nil && m.ctx.Err() == nil {
 		m.Log.Error("cannot stop an idle VM", "vm", v.ID, "error", err)
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	petname "github.com/dustinkirkland/golang-petname"
@@ -102,13 +103,13 @@ type Options struct {
 type Manager struct {
 	Options
 	locks    keyedLocks
-	starting keyedLocks
 	exits    *exitWatch
 	events   *events
 	spares   spares
 	boot     string // boot id of the host
 	jails    string // paths.JailDir, but in tests
 	guests   attendants
+	low      atomic.Bool // the disk is nearly full
 	activity activity
 	changes  []changer     // what makes a change true for a VM that runs
 	logs     chan struct{} // one for each journalctl

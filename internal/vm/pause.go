@@ -85,6 +85,10 @@ func (m *Manager) Resume(ctx context.Context, id string, rep Reporter) error {
 		default:
 			return notRunning("cannot resume VM %q", v)
 		}
+		if m.low.Load() {
+			return api.Problemf(http.StatusInsufficientStorage, api.CodeNoSpace, "cannot resume VM %q: the host's disk is nearly full", v.Name).
+				WithHint("free some; VMs that were paused for it go on by themselves")
+		}
 		rep.Stage("resume", "letting the virtual CPUs run")
 		ctx := context.WithoutCancel(ctx)
 		if err := m.wake(ctx, v); err != nil {

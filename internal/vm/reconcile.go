@@ -136,8 +136,10 @@ func (m *Manager) finishStop(id string) {
 			return nil
 		}
 		runs, err := unitRuns(id)
-		if err == nil && runs {
-			err = awaitEnd(m.ctx, ended, lateStop)
+		if err == nil && runs { // asked or not, paused or not: asking again changes nothing
+			if err = m.wake(m.ctx, v); err == nil {
+				err = m.shutdownGuest(m.ctx, v, ended, lateStop)
+			}
 		}
 		if errors.Is(err, ErrEnding) {
 			return nil // bangerd ends again, and its record still says stopping

@@ -90,6 +90,7 @@ func (m *Manager) Start(ctx context.Context, id string, rep Reporter) error {
 // start needs the VM's lock.
 func (m *Manager) start(ctx context.Context, v *store.VM, rep Reporter) error {
 	log := m.Log.With("vm", v.ID, "name", v.Name)
+	m.leaveGuest(v.ID) // what the guest of an earlier run wanted is over
 	again := !v.StartedAt.IsZero()
 	v.StartedAt, v.HostBoot, v.Guest, v.Timing, v.Stale = time.Now().UTC(), m.boot, nil, nil, nil
 	if err := m.setState(ctx, v, api.StateStarting, ""); err != nil {

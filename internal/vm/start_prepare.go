@@ -56,7 +56,7 @@ func (r *startRun) checkRoom() error {
 	if err := unix.Statfs(r.m.StateDir, &st); err != nil {
 		return fmt.Errorf("cannot ask %s for free space: %w", r.m.StateDir, err)
 	}
-	if free := int64(st.Bavail) * st.Bsize; free < r.m.Reserve {
+	if free := int64(st.Bavail) * st.Bsize; free < r.m.Reserve || r.m.low.Load() {
 		return api.Problemf(507, api.CodeNoSpace, "only %d MiB are free in %s, a VM needs %d", free>>20, r.m.StateDir, r.m.Reserve>>20).
 			WithHint("delete VMs or images that are no longer needed, see `banger vm list` and `banger image list`")
 	}
@@ -134,6 +134,9 @@ func (r *startRun) makeOverlay(context.Context) error {
 	if err != nil {
 		return fmt.Errorf("cannot find the image's filesystem: %w", err)
 	}
+	if err := r.takeBackOverlay(); err != nil {
+		return err
+	}
 	f, err := os.OpenFile(r.abs(r.overlay), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return fmt.Errorf("cannot make the overlay: %w", err)
@@ -146,6 +149,23 @@ func (r *startRun) makeOverlay(context.Context) error {
 	const chunk = 4096
 	size := base.Size() + base.Size()/100 + 1<<20
 	return errors.Join(f.Truncate((size+chunk-1)/chunk*chunk), f.Close())
+}
+
+// takeBackOverlay undoes a change of image that a crash cut off before it was
+// recorded, and drops what one left behind that was.
+func (r *startRun) takeBackOverlay() error {
+	overlay := r.abs(r.overlay)
+	if _, err := os.Lstat(overlay); errors.Is(err, fs.ErrNotExist) {
+		err := os.Rename(asideOverlay(overlay, r.vm.ImageID), overlay)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("cannot take the root disk back: %w", err)
+		}
+	}
+	left, err := filepath.Glob(overlay + ".*")
+	for _, old := range left {
+		err = errors.Join(err, os.Remove(old))
+	}
+	return err
 }
 
 func (r *startRun) removeOverlay(context.Context) error {

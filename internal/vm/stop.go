@@ -36,6 +36,8 @@ func (m *Manager) stop(ctx context.Context, v *store.VM, timeout time.Duration, 
 	}
 	rep.Stage("stop_guest", "asking the guest to shut down")
 	err := fault.Point(ctx, "stop.intent")
+	ctx, cancel := untilEnding(ctx)
+	defer cancel(nil)
 	if err == nil && before == api.StatePaused {
 		err = m.wake(ctx, v) // a frozen guest cannot shut down
 	}
@@ -78,6 +80,18 @@ func (m *Manager) stopped(ctx context.Context, v *store.VM, reason string) error
 	return errors.Join(m.cleanupCapabilities(ctx, v), m.setState(ctx, v, api.StateStopped, reason))
 }
 
+// untilEnding is a context that a person cannot cancel, but bangerd's end does:
+// a stop that has begun goes on, and is never turned into a kill.
+func untilEnding(ctx context.Context) (context.Context, context.CancelCauseFunc) {
+	out, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		if errors.Is(context.Cause(ctx), ErrEnding) {
+			cancel(ErrEnding)
+		}
+	})
+	return out, func(cause error) { stop(); cancel(cause) }
+}
+
 // shutdownGuest asks the guest and waits for its end. A guest half way down
 // cannot be called back, so a cancellation does not end the waiting; only
 // bangerd's own end does.
@@ -116,12 +130,25 @@ func awaitEnd(ctx context.Context, ended <-chan helper.Exit, timeout time.Durati
 
 // Kill ends the VMM at once. The guest can lose what it had not written.
 func (m *Manager) Kill(ctx context.Context, id string, rep Reporter) error {
+	if err := m.cutStopShort(ctx, id); err != nil {
+		return err
+	}
 	return m.locked(ctx, id, func(v *store.VM) error {
 		if !alive(v) {
 			return m.settle(ctx, v)
 		}
 		return m.kill(ctx, v, rep)
 	})
+}
+
+// cutStopShort ends the VMM of a VM that is being stopped. The stop holds the
+// VM's lock and may have an hour for it; it sees the end and completes.
+func (m *Manager) cutStopShort(ctx context.Context, id string) error {
+	v, err := m.Store.VMByID(ctx, id)
+	if err != nil || v.State != api.StateStopping {
+		return nil //nolint:nilerr // whoever has the lock finds out
+	}
+	return m.Helper.Kill(ctx, id)
 }
 
 // kill goes on when its caller leaves, and also when the intent cannot be
@@ -169,6 +196,11 @@ func (m *Manager) clear(ctx context.Context, v *store.VM) error {
 // Delete removes a VM with its disk. A running one is killed, but only with
 // force.
 func (m *Manager) Delete(ctx context.Context, id string, force bool, rep Reporter) error {
+	if force {
+		if err := m.cutStopShort(ctx, id); err != nil {
+			return err
+		}
+	}
 	return m.locked(ctx, id, func(v *store.VM) error {
 		if alive(v) && !force {
 			return api.Conflict("cannot delete VM %q: it is %s", v.Name, v.State).

@@ -98,7 +98,7 @@ func (n *network) mend(ctx context.Context) error {
 			}
 		}
 		n.mu.Lock()
-		whole := n.good != 0
+		whole := n.good != 0 && len(t) == before // else the rules still name a guest that is gone
 		n.loose = false
 		n.mu.Unlock()
 		// The rules first, so that the bridge never is without.
