@@ -138,7 +138,16 @@ func (g guest) start() (run, *os.File, error) {
 	defer said.Close()                            // QEMU has its own; when that closes, the guest is gone
 	cmd := exec.Command(program, g.args(port)...) //nolint:noctx // it outlives this command
 	cmd.Dir, cmd.Stdout, cmd.Stderr = g.dir, log, log
-	cmd.ExtraFiles = []*os.File{said}
+	// QEMU reads nothing from the pipe, but without a reader it would try again
+	// for ever, and do nothing else, once the guest says the word a second time.
+	// By a description of its own: sharing ours would take its deadline away.
+	reader, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", descriptor(ready)))
+	if err != nil {
+		_ = ready.Close()
+		return run{}, nil, fmt.Errorf("cannot share QEMU's pipe: %w", err)
+	}
+	defer reader.Close()
+	cmd.ExtraFiles = []*os.File{said, reader}
 	// A session of its own: neither Ctrl-C nor the end of the terminal is meant for it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
@@ -156,6 +165,14 @@ func (g guest) start() (run, *os.File, error) {
 		return run{}, nil, g.failure("QEMU ended at once", err)
 	}
 	return r, ready, nil
+}
+
+// descriptor leaves the file as it is, unlike its method Fd.
+func descriptor(f *os.File) (fd uintptr) {
+	if raw, err := f.SyscallConn(); err == nil {
+		_ = raw.Control(func(n uintptr) { fd = n })
+	}
+	return fd
 }
 
 // waitReady waits for the guest's word.
