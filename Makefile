@@ -78,7 +78,7 @@ in-lab:
 	exit $$status
 
 .PHONY: test-faults
-test-faults: ## The fault matrix, all of it (FAULTS=spread: some ten minutes of it)
+test-faults: ## The fault matrix, all of it (FAULTS=spread: each point and each kind, not each pair)
 	@$(STEP) "host packages" scripts/host-packages $(MACHINE_PACKAGES)
 	@$(STEP) "build" $(MAKE) --no-print-directory build BIN=$(FAULTS_BIN) VERSION=lab TAGS=faults
 	@LAB_BIN=$(FAULTS_BIN) scripts/lab $(STEP) "fault matrix" $(IN_LAB) -timeout 10h -v -tags e2e,faults ./test/e2e/faults

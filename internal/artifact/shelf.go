@@ -17,9 +17,8 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"banger/api"
+	"banger/internal/disk"
 	"banger/internal/store"
 )
 
@@ -115,11 +114,11 @@ func (s *shelf) fill(ctx context.Context, dir string, f func(context.Context, st
 }
 
 func (s *shelf) room() error {
-	var st unix.Statfs_t
-	if err := unix.Statfs(s.Dir, &st); err != nil {
-		return fmt.Errorf("cannot ask %s for free space: %w", s.Dir, err)
+	free, err := disk.Free(s.Dir)
+	if err != nil {
+		return err
 	}
-	if free := int64(st.Bavail) * st.Bsize; free < reserve {
+	if free < reserve {
 		return api.Problemf(507, api.CodeNoSpace, "no space: %d MiB are free in %s, and %d are kept for the VMs", free>>20, s.Dir, reserve>>20).
 			WithHint("delete what is no longer needed, see `banger image list` and `banger vm list`")
 	}

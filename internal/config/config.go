@@ -50,7 +50,7 @@ const (
 	minVCPU, maxVCPU         = 1, 32 // Firecracker's own limit
 	minMemory, maxMemory     = 128, 1 << 20
 	minImage, maxImage       = 256 << 20, 16 << 40
-	minDisk, maxDisk         = 16 << 20, 16 << 40
+	minDisk, maxDisk         = 64 << 20, 16 << 40
 	minReserve, maxReserve   = 64 << 20, 1 << 40
 	minTimeout, maxTimeout   = time.Second, time.Hour
 	minStale, maxStale       = time.Minute, 10 * 365 * 24 * time.Hour
@@ -191,7 +191,7 @@ func (d document) check() (Config, error) {
 	c.VMDefaults.NAT = v.NAT
 	if c.VMDefaults.DiskBytes, err = units.RAMInBytes(v.Disk); err != nil ||
 		c.VMDefaults.DiskBytes != 0 && (c.VMDefaults.DiskBytes < minDisk || c.VMDefaults.DiskBytes > maxDisk) {
-		return c, bad(`a size from "16MiB" to "16TiB", or "0" for none`, v.Disk, "vm_defaults", "disk")
+		return c, bad(`a size from "64MiB" to "16TiB", or "0" for none`, v.Disk, "vm_defaults", "disk")
 	}
 	if c.VMDefaults.ImageSize, err = units.RAMInBytes(v.ImageSize); err != nil ||
 		c.VMDefaults.ImageSize < minImage || c.VMDefaults.ImageSize > maxImage {

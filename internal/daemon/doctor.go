@@ -4,9 +4,8 @@ import (
 	"context"
 	"fmt"
 
-	"golang.org/x/sys/unix"
-
 	"banger/api"
+	"banger/internal/disk"
 	"banger/internal/helper"
 	"banger/internal/paths"
 	"banger/internal/version"
@@ -92,13 +91,13 @@ func (d *Daemon) kernelCheck(ctx context.Context) api.Check {
 }
 
 func spaceCheck() api.Check {
-	var st unix.Statfs_t
-	if err := unix.Statfs(paths.StateDir, &st); err != nil {
-		return fail("space", fmt.Sprintf("cannot ask %s: %v", paths.StateDir, err), "disks of VMs lie there", "")
+	free, err := disk.Free(paths.StateDir)
+	if err != nil {
+		return fail("space", err.Error(), "disks of VMs lie there", "")
 	}
-	found := fmt.Sprintf("%d MiB free in %s", int64(st.Bavail)*st.Bsize>>20, paths.StateDir)
-	if int64(st.Bavail)*st.Bsize < lowSpace {
-		return warn("space", found, "a VM whose host disk is full loses its disk", "banger vm delete, banger image delete")
+	found := fmt.Sprintf("%d MiB free in %s", free>>20, paths.StateDir)
+	if free < lowSpace {
+		return warn("space", found, "running VMs are paused when it is used up", "banger vm delete, banger image delete")
 	}
 	return api.Check{ID: "space", Status: "pass", Found: found}
 }

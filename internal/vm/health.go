@@ -20,7 +20,7 @@ func (m *Manager) Health(ctx context.Context, ref string) (api.Health, error) {
 	err := m.askAgent(ctx, ref, func(ctx context.Context, v *store.VM, agent *guest.Client) error {
 		begun := time.Now()
 		h, err := agent.Health(ctx)
-		out = api.Health{Name: v.Name, ID: v.ID, Phase: string(h.Phase), Milliseconds: float64(time.Since(begun).Microseconds()) / 1000,
+		out = api.Health{Name: v.Name, ID: v.ID, Phase: string(h.Phase), Milliseconds: milliseconds(time.Since(begun)),
 			Guest: api.Guest{Kernel: h.Kernel, BootID: h.BootID, Init: h.Init, Agent: h.Version}}
 		return err
 	})

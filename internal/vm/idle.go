@@ -77,36 +77,39 @@ func (m *Manager) stopIdle() {
 				m.Log.Error("cannot look for idle VMs", "error", err)
 			}
 			for _, v := range vs {
-				if m.isIdle(m.ctx, v, now) {
-					m.tasks.Go(func() { m.stopIdleVM(v) })
+				if m.unused(v, now) {
+					m.tasks.Go(func() { m.stopIfIdle(v.ID) })
 				}
 			}
 		}
 	}
 }
 
-func (m *Manager) stopIdleVM(v *store.VM) {
-	m.Log.InfoContext(m.ctx, "stopping an idle VM", "vm", v.ID, "name", v.Name, "idle_stop_seconds", v.IdleStop)
-	err := m.locked(m.ctx, v.ID, func(v *store.VM) error {
-		if !m.isIdle(m.ctx, v, time.Now()) { // somebody came while this waited
+// stopIfIdle looks once more when it is the VM's turn: somebody may have come.
+func (m *Manager) stopIfIdle(id string) {
+	err := m.locked(m.ctx, id, func(v *store.VM) error {
+		now := time.Now()
+		if v.State != api.StateRunning || !m.unused(v, now) || m.hasSessions(m.ctx, v, now) {
 			return nil
 		}
+		m.Log.InfoContext(m.ctx, "stopping an idle VM", "vm", v.ID, "name", v.Name, "idle_stop_seconds", v.IdleStop)
 		return m.stop(m.ctx, v, time.Minute, discard{})
 	})
 	if err != nil && m.ctx.Err() == nil {
-		m.Log.Error("cannot stop an idle VM", "vm", v.ID, "error", err)
+		m.Log.Error("cannot stop an idle VM", "vm", id, "error", err)
 	}
 }
 
-// isIdle asks the guest last, since the question wakes it.
-func (m *Manager) isIdle(ctx context.Context, v *store.VM, now time.Time) bool {
-	if v.State != api.StateRunning {
-		return false
-	}
+// unused tells what the host sees of it: nobody asked for the VM, nothing
+// passed its tap.
+func (m *Manager) unused(v *store.VM, now time.Time) bool {
 	since := m.activity.traffic(v.ID, tapBytes(v.ID), now)
-	if now.Sub(since) < time.Duration(v.IdleStop)*time.Second {
-		return false
-	}
+	return v.IdleStop > 0 && now.Sub(since) >= time.Duration(v.IdleStop)*time.Second
+}
+
+// hasSessions asks the guest, which wakes it; one that does not answer may have
+// some.
+func (m *Manager) hasSessions(ctx context.Context, v *store.VM, now time.Time) bool {
 	ctx, cancel := context.WithTimeout(ctx, agentTime)
 	defer cancel()
 	agent := jailOf(v.ID, v.UID).agent()
@@ -114,13 +117,12 @@ func (m *Manager) isIdle(ctx context.Context, v *store.VM, now time.Time) bool {
 	h, err := agent.Health(ctx)
 	if err != nil {
 		m.Log.WarnContext(ctx, "cannot ask an idle VM for its sessions", "vm", v.ID, "error", err)
-		return false
+		return true
 	}
 	if h.Sessions > 0 {
 		m.activity.note(v.ID, now)
-		return false
 	}
-	return true
+	return h.Sessions > 0
 }
 
 // tapBytes is what has passed the VM's tap, both ways; 0 without one.

@@ -49,7 +49,7 @@ func runSteps[T any](ctx context.Context, log *slog.Logger, rep Reporter, steps 
 				err = fault.Point(ctx, "start."+s.name)
 			}
 			spent := time.Since(begun)
-			times = append(times, api.PhaseTime{Phase: s.name, Milliseconds: float64(spent.Microseconds()) / 1000})
+			times = append(times, api.PhaseTime{Phase: s.name, Milliseconds: milliseconds(spent)})
 			if err == nil {
 				attrs := []any{"duration", spent}
 				if s.attrs != nil {

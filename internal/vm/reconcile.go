@@ -80,7 +80,7 @@ func (m *Manager) reconcileOne(ctx context.Context, v *store.VM) error {
 	}
 	switch {
 	case alive(v) && over:
-		m.tasks.Go(func() { m.exited(e) }) // it may have to be started again
+		m.exited(e) // it may have to be started again
 		return nil
 	case alive(v) && runs:
 		m.Log.InfoContext(ctx, "adopted", "vm", v.ID, "name", v.Name)

@@ -43,6 +43,8 @@ func (m *Manager) spaceChanged(ctx context.Context, id string) error {
 				return err
 			}
 			return m.setState(ctx, v, api.StatePaused, pausedForSpace)
+		case !low && v.State == api.StateRunning: // paused all the same, if the record did not fit
+			return m.wake(ctx, v)
 		case !low && v.State == api.StatePaused && v.Reason == pausedForSpace:
 			if err := m.wake(ctx, v); err != nil {
 				return err

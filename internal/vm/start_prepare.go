@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/api"
+	"banger/internal/disk"
 	"banger/internal/firecracker"
 	"banger/internal/guest"
 	"banger/internal/helper"
@@ -52,15 +53,15 @@ func (r *startRun) preflight(ctx context.Context) error {
 }
 
 func (r *startRun) checkRoom() error {
-	var st unix.Statfs_t
-	if err := unix.Statfs(r.m.StateDir, &st); err != nil {
-		return fmt.Errorf("cannot ask %s for free space: %w", r.m.StateDir, err)
+	free, err := disk.Free(r.m.StateDir)
+	if err != nil {
+		return err
 	}
-	if free := int64(st.Bavail) * st.Bsize; free < r.m.Reserve || r.m.low.Load() {
-		return api.Problemf(507, api.CodeNoSpace, "only %d MiB are free in %s, a VM needs %d", free>>20, r.m.StateDir, r.m.Reserve>>20).
+	if free < r.m.Reserve || r.m.low.Load() {
+		return api.Problemf(507, api.CodeNoSpace, "only %d MiB are free in %s, too few for what VMs write", free>>20, r.m.StateDir).
 			WithHint("delete VMs or images that are no longer needed, see `banger vm list` and `banger image list`")
 	}
-	total, err := hostMemoryMiB()
+	total, err := hostMemory()
 	if err != nil {
 		return err
 	}
@@ -69,14 +70,6 @@ func (r *startRun) checkRoom() error {
 			WithHint("give less with --memory")
 	}
 	return nil
-}
-
-func hostMemoryMiB() (int, error) {
-	var info unix.Sysinfo_t
-	if err := unix.Sysinfo(&info); err != nil {
-		return 0, fmt.Errorf("cannot ask for the host's memory: %w", err)
-	}
-	return int(info.Totalram * uint64(info.Unit) >> 20), nil
 }
 
 // cleanupRuntime removes what an earlier run of this VM may have left.
