@@ -42,10 +42,13 @@ func (a *App) orAll(cmd *cobra.Command) {
 	cmd.Flags().BoolVar(&all, "all", false, "all VMs that run, instead of names")
 	some, many := cmd.Args, cmd.RunE
 	cmd.Args = func(cmd *cobra.Command, refs []string) error {
-		if all {
-			return args(0, 0, "no names beside --all")(cmd, refs)
+		switch {
+		case !all:
+			return some(cmd, refs)
+		case len(refs) > 0:
+			return usage(cmd, "give names or --all, not both")
 		}
-		return some(cmd, refs)
+		return nil
 	}
 	cmd.RunE = func(cmd *cobra.Command, refs []string) error {
 		if !all {
