@@ -74,7 +74,7 @@ machine up to this one.`,
 		return m.Init(ctx, o, p)
 	})
 	f := cmd.Flags()
-	f.IntVar(&o.CPUs, "cpus", 0, "its CPUs (default: a share of the host's)")
+	f.IntVar(&o.CPUs, "cpus", 0, "its CPUs (default: the host's, up to 8; 1 if it is emulated)")
 	f.StringVar(&memory, "memory", "", "its memory, e.g. 8G (default: a share of the host's)")
 	f.StringVar(&o.Binaries, "from", "", "directory of the programs to install (default: beside this one)")
 	f.BoolVar(&o.NoImage, "no-image", false, "leave the default image out")

@@ -8,18 +8,40 @@ import (
 	"banger/internal/jsonhttp"
 )
 
-// Client calls the helper. It is safe for concurrent use.
-type Client struct{ http *http.Client }
+// maxCalls is how many calls are made at once. It is below what the helper takes
+// (64), since it refuses more than that instead of letting them wait.
+const maxCalls = 48
+
+// Client calls the helper. It is safe for concurrent use. Calls above maxCalls
+// wait for their turn, except Kill: that ends what others may wait for.
+type Client struct {
+	http  *http.Client
+	turns chan struct{}
+}
 
 // NewClient returns a client of the helper listening on socket.
 func NewClient(socket string) *Client {
-	return &Client{jsonhttp.NewHTTPClient(func(ctx context.Context) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, "unix", socket)
-	})}
+	return &Client{
+		http: jsonhttp.NewHTTPClient(func(ctx context.Context) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", socket)
+		}),
+		turns: make(chan struct{}, maxCalls),
+	}
 }
 
 func call[Out any](ctx context.Context, c *Client, verb string, in any) (Out, error) {
+	select {
+	case c.turns <- struct{}{}:
+		defer func() { <-c.turns }()
+	case <-ctx.Done():
+		var none Out
+		return none, context.Cause(ctx)
+	}
+	return callNow[Out](ctx, c, verb, in)
+}
+
+func callNow[Out any](ctx context.Context, c *Client, verb string, in any) (Out, error) {
 	var out Out
 	err := jsonhttp.Call(ctx, c.http, http.MethodPost, "http://helper/v1/"+verb, in, &out)
 	return out, err
@@ -86,7 +108,7 @@ func (c *Client) Handover(ctx context.Context, id string) error {
 
 // Kill stops the VM's unit with SIGKILL and waits for its end.
 func (c *Client) Kill(ctx context.Context, id string) error {
-	_, err := call[Empty](ctx, c, "vm.kill", VMRequest{ID: id})
+	_, err := callNow[Empty](ctx, c, "vm.kill", VMRequest{ID: id})
 	return err
 }
 

@@ -138,7 +138,7 @@ func TestBinaries(t *testing.T) {
 func TestSizes(t *testing.T) {
 	var none binaries
 	r, err := InitOptions{}.record(none)
-	if err != nil || r.CPUs < 1 || r.MemoryMiB < minMemoryMiB {
+	if err != nil || r.cpus(accelKVM) < 1 || r.cpus(accelTCG) != 1 || r.MemoryMiB < minMemoryMiB {
 		t.Errorf("by default: %+v, %v", r, err)
 	}
 	for name, o := range map[string]InitOptions{

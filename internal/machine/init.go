@@ -23,7 +23,8 @@ type InitOptions struct {
 	// banger-agent, firecracker and jailer. "" means the directory of the
 	// running program, then the place where an installed banger keeps them.
 	Binaries string
-	// CPUs and MemoryMiB are the machine's size; 0 means a share of the host's.
+	// CPUs and MemoryMiB are the machine's size; 0 means a share of the host's, and
+	// one CPU where the machine is emulated.
 	CPUs      int
 	MemoryMiB int
 	// NoImage leaves the default image out.
@@ -38,7 +39,7 @@ const recordFile = "machine.json"
 // record is machine.json.
 type record struct {
 	CreatedAt  time.Time `json:"created_at"`
-	CPUs       int       `json:"cpus"`
+	CPUs       int       `json:"cpus,omitempty"` // 0: as many as are good, see cpus
 	MemoryMiB  int       `json:"memory_mib"`
 	Disposable bool      `json:"disposable,omitempty"`
 	// Version and Binaries (a hash) are of the banger installed in it.
@@ -116,7 +117,7 @@ func (m *Machine) keepsSize(o InitOptions) error {
 		differs bool
 		problem *api.Problem
 	}{
-		{o.CPUs != 0 && o.CPUs != r.CPUs, api.Conflict("machine %q exists and has %d CPUs, not %d", m.Name, r.CPUs, o.CPUs)},
+		{o.CPUs != 0 && o.CPUs != r.CPUs, api.Conflict("machine %q exists and was not made with %d CPUs", m.Name, o.CPUs)},
 		{o.MemoryMiB != 0 && o.MemoryMiB != r.MemoryMiB, api.Conflict("machine %q exists and has %d MiB of memory, not %d", m.Name, r.MemoryMiB, o.MemoryMiB)},
 		{o.Disposable && !r.Disposable, api.Conflict("machine %q exists and is not disposable", m.Name)},
 	} {
@@ -165,9 +166,6 @@ func (m *Machine) create(ctx context.Context, c cache, o InitOptions, bins binar
 func (o InitOptions) record(bins binaries) (record, error) {
 	r := record{CreatedAt: time.Now().UTC().Truncate(time.Second), CPUs: o.CPUs, MemoryMiB: o.MemoryMiB,
 		Disposable: o.Disposable, Version: version.Version, Binaries: bins.hash}
-	if r.CPUs == 0 {
-		r.CPUs = min(runtime.NumCPU(), 8)
-	}
 	if r.MemoryMiB == 0 {
 		total, err := hostMemoryMiB()
 		if err != nil {
@@ -176,7 +174,7 @@ func (o InitOptions) record(bins binaries) (record, error) {
 		r.MemoryMiB = min(max(total/2, minMemoryMiB), 6144)
 	}
 	switch {
-	case r.CPUs < 1 || r.CPUs > runtime.NumCPU():
+	case r.CPUs < 0 || r.CPUs > runtime.NumCPU():
 		return record{}, api.BadRequest("a machine cannot have %d CPUs here", r.CPUs).WithHint("this host has %d", runtime.NumCPU())
 	case r.MemoryMiB < minMemoryMiB:
 		return record{}, api.BadRequest("a machine cannot work in %d MiB", r.MemoryMiB).WithHint("give it at least %d", minMemoryMiB)
@@ -201,8 +199,21 @@ func hostMemoryMiB() (int, error) {
 	return 0, errors.New("cannot find MemTotal in /proc/meminfo")
 }
 
+// cpus is how many CPUs the machine gets. With two or more emulated ones QEMU
+// (7.2 and 10.0 were tried) lets an interrupt that one CPU sends another through
+// where SVM has them masked: now and then a guest dies of it, or its host.
+func (r record) cpus(accel string) int {
+	switch {
+	case r.CPUs != 0:
+		return r.CPUs
+	case accel == accelTCG:
+		return 1
+	}
+	return min(runtime.NumCPU(), 8)
+}
+
 func (r record) guest(dir, accel string) guest {
-	return guest{dir: dir, disk: ownDisk, cpus: r.CPUs, memoryMiB: r.MemoryMiB, accel: accel, disposable: r.Disposable}
+	return guest{dir: dir, disk: ownDisk, cpus: r.cpus(accel), memoryMiB: r.MemoryMiB, accel: accel, disposable: r.Disposable}
 }
 
 // newDisk makes dir/name, a disk over dir/backing. The name of what is below

@@ -42,11 +42,12 @@ func (m *Machine) Status() (Status, error) {
 	if err != nil {
 		return s, err
 	}
-	s.State, s.CPUs, s.MemoryMiB, s.CreatedAt, s.Version = Stopped, rec.CPUs, rec.MemoryMiB, rec.CreatedAt, rec.Version
+	s.State, s.CPUs, s.MemoryMiB, s.CreatedAt, s.Version = Stopped, rec.cpus(accelKVM), rec.MemoryMiB, rec.CreatedAt, rec.Version
 	r, running, err := m.running()
 	if err != nil || !running {
 		return s, err
 	}
 	s.State, s.Accel, s.PID, s.Port, s.StartedAt = Running, r.Accel, r.PID, r.Port, r.StartedAt
+	s.CPUs = rec.cpus(r.Accel)
 	return s, nil
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -80,12 +82,24 @@ func (m *Manager) listen(ctx context.Context, id string, uid int) {
 	}
 }
 
-func (m *Manager) heard(ctx context.Context, id, action string) {
-	m.guests.mu.Lock()
-	if m.guests.ending[id] != nil {
-		m.guests.intents[id] = action
+// attended lists the VMs whose guests are listened to.
+func (a *attendants) attended() []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Collect(maps.Keys(a.ending))
+}
+
+// note keeps what a guest does next, as long as it is listened to.
+func (a *attendants) note(id, action string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.ending[id] != nil {
+		a.intents[id] = action
 	}
-	m.guests.mu.Unlock()
+}
+
+func (m *Manager) heard(ctx context.Context, id, action string) {
+	m.guests.note(id, action)
 	m.Log.InfoContext(ctx, "guest ends", "vm", id, "action", action)
 	if action != guest.ActionPowerOff {
 		return

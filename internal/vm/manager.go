@@ -142,6 +142,7 @@ func NewManager(ctx context.Context, o Options) (*Manager, error) {
 		m.Log.ErrorContext(ctx, "cannot start VMs with the host", "error", err)
 	}
 	m.tasks.Go(m.stopIdle)
+	m.tasks.Go(m.endHalted)
 	return m, nil
 }
 

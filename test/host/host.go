@@ -7,6 +7,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -193,16 +194,52 @@ func Owner(t testing.TB) installed.Record {
 	return r
 }
 
-// Command is banger as its owner types it.
+// commandTime bounds a command: one that never ends would hold up all the tests
+// behind it, and tell nothing.
+const commandTime = 4 * time.Minute
+
+// Command is banger as its owner types it. One that does not end in commandTime
+// is a failure of the test, which tells where the command and the host stood.
 func Command(t testing.TB, ctx context.Context, args ...string) *exec.Cmd {
 	t.Helper()
 	owner := Owner(t)
+	ctx, cancel := context.WithTimeoutCause(ctx, commandTime, errStuck)
+	t.Cleanup(cancel)
 	c := exec.CommandContext(ctx, "/usr/local/bin/banger", args...)
+	c.Cancel = func() error {
+		if !errors.Is(context.Cause(ctx), errStuck) {
+			return c.Process.Kill()
+		}
+		t.Errorf("banger %v does not end:\n%s", args, Standing())
+		return c.Process.Signal(syscall.SIGABRT) // its goroutines go to its stderr
+	}
+	c.WaitDelay = 10 * time.Second
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true,
 		Credential: &syscall.Credential{Uid: uint32(owner.UID), Gid: uint32(owner.GID)}}
 	c.Env = []string{"PATH=/usr/local/bin:/usr/bin:/bin", "HOME=/tmp", "USER=" + owner.Owner, "LANG=C.UTF-8"}
 	c.Dir = "/"
 	return c
+}
+
+var errStuck = errors.New("the command does not end")
+
+// Standing is what the host says of itself when something hangs.
+func Standing() string {
+	var b strings.Builder
+	for _, argv := range [][]string{
+		{"systemctl", "list-units", "--all", "--no-pager", "--plain", "--no-legend", "banger*"},
+		{"/usr/local/bin/banger", "vm", "list"},
+		{"ps", "-eo", "pid,etimes,stat,time,wchan:20,args", "--sort=-time"},
+		{"journalctl", "--no-pager", "--lines=60", "--output=short-precise", "--unit=bangerd", "--unit=banger-helper"},
+		{"journalctl", "--no-pager", "--lines=80", "--output=short-precise", "--namespace=banger"},
+	} {
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		out, err := exec.CommandContext(ctx, argv[0], argv[1:]...).CombinedOutput()
+		cancel()
+		lines := strings.SplitAfter(string(out), "\n")
+		fmt.Fprintf(&b, "--- %v %v\n%s", argv, err, strings.Join(lines[max(0, len(lines)-80):], ""))
+	}
+	return b.String()
 }
 
 // Banger runs a command to its end.

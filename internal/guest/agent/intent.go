@@ -19,7 +19,7 @@ const tellTimeout = 2 * time.Second
 // intent is what the guest does next, told to everybody who waits for it.
 type intent struct {
 	declared chan struct{} // closed when action is known
-	told     chan struct{} // closed when all who waited then have heard
+	told     chan struct{} // closed when all who wait have heard, one at least
 
 	mu      sync.Mutex
 	action  string // guarded by mu; "" until declared
@@ -39,17 +39,8 @@ func (i *intent) declare(action string) {
 	}
 	i.action = action
 	close(i.declared)
-	i.checkToldLocked()
-}
-
-func (i *intent) checkToldLocked() {
-	select {
-	case <-i.told:
-	default:
-		if i.waiting == 0 {
-			close(i.told)
-		}
-	}
+	// Where nobody waits the host's daemon is being restarted: its next question
+	// is the one that is answered.
 }
 
 // wait returns an answer for one more who waits.
@@ -70,8 +61,13 @@ func (i *intent) leave() {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.waiting--
-	if i.action != "" {
-		i.checkToldLocked()
+	if i.action == "" || i.waiting > 0 {
+		return
+	}
+	select {
+	case <-i.told:
+	default:
+		close(i.told)
 	}
 }
 

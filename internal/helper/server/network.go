@@ -29,6 +29,7 @@ type network struct {
 	name   string // of this process, by which the kernel tells who changed a rule
 
 	scanning sync.Mutex // held for a whole scan, which may add rules
+	making   sync.Mutex // held while the bridge is looked at and mended
 
 	mu       sync.Mutex
 	good     uint32 // generation up to which our rules are known to be whole; 0 = unknown
@@ -75,11 +76,19 @@ func (s *Server) ensureBridge(ctx context.Context, _ helper.Empty) (helper.Netwo
 
 // bringUp does all but load the rules.
 func (n *network) bringUp(ctx context.Context) error {
-	bridge, err := ensureBridge(n.record)
+	bridge, err := n.makeBridge()
 	if err != nil {
 		return err
 	}
 	return errors.Join(n.tellResolver(ctx, bridge.index), n.scan(ctx))
+}
+
+// makeBridge lets one at a time look for the bridge and make it: two first
+// starts at once would both find none.
+func (n *network) makeBridge() (link, error) {
+	n.making.Lock()
+	defer n.making.Unlock()
+	return ensureBridge(n.record)
 }
 
 // mend makes bridge and ports what the table of ports says, whatever they are,
@@ -107,7 +116,7 @@ func (n *network) mend(ctx context.Context) error {
 				return err
 			}
 		}
-		bridge, err := ensureBridge(n.record)
+		bridge, err := n.makeBridge()
 		if err != nil {
 			return err
 		}

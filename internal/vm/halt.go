@@ -1,0 +1,99 @@
+package vm
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"time"
+
+	"banger/api"
+	"banger/internal/guest"
+	"banger/internal/store"
+)
+
+// A guest that halted, and whose word nobody heard, looks like one that idles:
+// Firecracker goes on and tells nothing. What it cannot do is to use its
+// virtual CPU and to answer.
+const (
+	haltCheck = 20 * time.Second
+	// haltedCPU is about what Firecracker alone takes in haltCheck. Guests that
+	// idle may take as little; they are asked and answer.
+	haltedCPU = 30 * time.Millisecond
+	// haltedLooks is how many times in a row a guest must look halted.
+	haltedLooks = 2
+)
+
+// refusalTime is longer than a guest's kernel takes to refuse a connection when
+// only its agent is gone, and shorter than Firecracker waits for an answer (2 s).
+const refusalTime = time.Second
+
+// quiet is what is known of a guest's use of its CPU.
+type quiet struct {
+	cpu   time.Duration // taken until the last look
+	looks int           // at which it seemed halted
+}
+
+// endHalted ends the VMMs whose guests have halted.
+func (m *Manager) endHalted() {
+	tick := time.NewTicker(haltCheck)
+	defer tick.Stop()
+	seen := map[string]quiet{}
+	for {
+		select {
+		case <-m.ctx.Done():
+			return
+		case <-tick.C:
+		}
+		now := map[string]quiet{}
+		for _, id := range m.guests.attended() {
+			used, err := cpuTime(cgroupDir + UnitOf(id))
+			if err != nil {
+				continue // it has just ended
+			}
+			q, known := seen[id]
+			switch {
+			case !known || used-q.cpu > haltedCPU:
+				q.looks = 0
+			case q.looks < haltedLooks:
+				q.looks++
+			default:
+				q.looks = 0
+				m.tasks.Go(func() { m.endIfHalted(id) })
+			}
+			now[id] = quiet{used, q.looks}
+		}
+		seen = now
+	}
+}
+
+// endIfHalted asks before it acts: a guest that answers only idles.
+func (m *Manager) endIfHalted(id string) {
+	err := m.locked(m.ctx, id, func(v *store.VM) error {
+		if v.State != api.StateRunning {
+			return nil // paused, or on its way already
+		}
+		ctx, cancel := context.WithTimeout(m.ctx, agentTime)
+		defer cancel()
+		agent := jailOf(v.ID, v.UID).agent()
+		defer agent.Close()
+		asked := time.Now()
+		if _, err := agent.Health(ctx); err == nil || m.ctx.Err() != nil || time.Since(asked) < refusalTime {
+			return nil
+		}
+		m.Log.InfoContext(m.ctx, "ending a VMM whose guest has halted", "vm", v.ID, "name", v.Name)
+		m.guests.note(id, guest.ActionPowerOff)
+		return m.Helper.Kill(m.ctx, id)
+	})
+	if err != nil && m.ctx.Err() == nil {
+		m.Log.Error("cannot end a VMM whose guest has halted", "vm", id, "error", err)
+	}
+}
+
+// cpuTime is what the processes of a cgroup have taken so far.
+func cpuTime(cgroup string) (time.Duration, error) {
+	raw, err := os.ReadFile(filepath.Join(cgroup, "cpu.stat"))
+	if err != nil {
+		return 0, err
+	}
+	return time.Duration(field(string(raw), "usage_usec")) * time.Microsecond, nil
+}
