@@ -22,7 +22,7 @@ import (
 	"banger/internal/store"
 )
 
-var validName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
+var validName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`) })
 
 // staging marks a directory that is still being filled.
 const staging = ".import-"
@@ -47,7 +47,7 @@ func (s *shelf) Import(ctx context.Context, name string, taken func() error,
 			err = fmt.Errorf("cannot import %s %q: %w", s.Kind, name, err)
 		}
 	}()
-	if !validName.MatchString(name) {
+	if !validName().MatchString(name) {
 		return api.BadRequest("this is no name").
 			WithHint("a name has 1 to 63 characters of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit")
 	}
