@@ -376,13 +376,13 @@ func TestAStopCutOffByTheDaemonIsFinishedLater(t *testing.T) {
 	ended := make(chan helper.Exit, 1)
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(ErrEnding)
-	if err := awaitEnd(ctx, ended, time.Hour); !errors.Is(err, ErrEnding) {
+	if err := awaitEnd(ctx, end{verdict: ended}, time.Hour); !errors.Is(err, ErrEnding) {
 		t.Errorf("bangerd's end: %v", err)
 	}
 	ctx, cancel = context.WithCancelCause(t.Context())
 	cancel(ErrCancelled) // a person cannot call a guest back
 	ended <- helper.Exit{}
-	if err := awaitEnd(ctx, ended, time.Hour); err != nil {
+	if err := awaitEnd(ctx, end{verdict: ended}, time.Hour); err != nil {
 		t.Errorf("a person's: %v", err)
 	}
 }

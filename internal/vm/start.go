@@ -32,6 +32,7 @@ type startRun struct {
 	clock       *startClock
 	launched    bool
 	ended       <-chan helper.Exit // the VMM's end, from before it was launched
+	forgetEnd   func()             // no longer waits for it
 }
 
 // startSteps is the start of a VM. Names, order, stages and details are part
@@ -105,13 +106,12 @@ func (m *Manager) startWith(ctx context.Context, v *store.VM, repair bool, rep R
 	if err := m.setState(ctx, v, api.StateStarting, ""); err != nil {
 		return err
 	}
-	ended, done := m.exits.wait(v.ID)
-	defer done()
 	ctx, clock := newStartClock(ctx, m.StartTimeout)
 	defer clock.stop()
-	r := &startRun{m: m, vm: v, again: again, ended: ended, repair: repair, clock: clock,
+	r := &startRun{m: m, vm: v, again: again, repair: repair, clock: clock, forgetEnd: func() {},
 		base:    filepath.Join("images", v.ImageID, "rootfs.ext4"),
 		overlay: filepath.Join("vms", v.ID, "overlay.cow")}
+	defer func() { r.forgetEnd() }()
 	begun := time.Now()
 	times, err := runSteps(ctx, log, rep, startSteps, r)
 	v.Timing = slices.Concat(times, []api.PhaseTime{{Phase: api.PhaseTotal, Milliseconds: milliseconds(time.Since(begun))}})
