@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -113,17 +114,18 @@ func TestPoweroffWhileTheDaemonIsDown(t *testing.T) {
 	must(t, "vm", "exec", vm.Name, "--", "sh", "-c", "nohup sh -c 'sleep 2; poweroff' >/dev/null 2>&1 </dev/null &")
 	root(t, "systemctl", "stop", "bangerd.service")
 	t.Cleanup(func() { root(t, "systemctl", "start", "bangerd.service") })
-	// The guest's processes have gone when its CPU is used no more.
-	idle, last := 0, ""
-	eventually(t, time.Minute, func() error {
-		usage, _, _ := strings.Cut(read(t, "/sys/fs/cgroup/banger.slice/"+vm.Unit+"/cpu.stat"), "\n")
-		if usage == last {
-			idle++
-		} else {
-			idle, last = 0, usage
+	// It has halted when the VMM takes next to no time.
+	const window, little = 2 * time.Second, 20_000 // µs
+	begun, before := time.Now(), cpuMicros(t, vm.Unit)
+	eventually(t, 2*time.Minute, func() error {
+		if time.Since(begun) < window {
+			return errors.New("still looking")
 		}
-		if idle < 50 {
-			return fmt.Errorf("the guest still works: %s", usage)
+		now := cpuMicros(t, vm.Unit)
+		used := now - before
+		begun, before = time.Now(), now
+		if used > little {
+			return fmt.Errorf("the guest still works: %d µs in %s", used, window)
 		}
 		return nil
 	})
@@ -135,4 +137,14 @@ func TestPoweroffWhileTheDaemonIsDown(t *testing.T) {
 		return nil
 	})
 	wantGone(t, vm.ID, 5*time.Second)
+}
+
+func cpuMicros(t *testing.T, unit string) int {
+	t.Helper()
+	stat := read(t, "/sys/fs/cgroup/banger.slice/"+unit+"/cpu.stat")
+	n, err := strconv.Atoi(strings.TrimPrefix(strings.SplitN(stat, "\n", 2)[0], "usage_usec "))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
