@@ -111,7 +111,7 @@ func TestFullHostDiskPausesWriters(t *testing.T) {
 func TestPoweroffWhileTheDaemonIsDown(t *testing.T) {
 	leavesNothing(t)
 	vm := running(t)
-	must(t, "vm", "exec", vm.Name, "--", "sh", "-c", "nohup sh -c 'sleep 2; poweroff' >/dev/null 2>&1 </dev/null &")
+	must(t, "vm", "exec", vm.Name, "--", "sh", "-c", "nohup sh -c 'sleep 5; poweroff' >/dev/null 2>&1 </dev/null & sleep 1")
 	root(t, "systemctl", "stop", "bangerd.service")
 	t.Cleanup(func() { root(t, "systemctl", "start", "bangerd.service") })
 	// It has halted when the VMM takes next to no time.
