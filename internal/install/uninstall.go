@@ -20,13 +20,13 @@ import (
 
 // UninstallOptions of Uninstall.
 type UninstallOptions struct {
-	// Purge also removes VMs, images, kernels, settings, logs and the uid range.
+	// Purge also removes VMs, images, kernels, settings and logs.
 	Purge bool
 	Out   io.Writer
 }
 
 // Uninstall ends all VMs and removes what Install made. Without Purge, VMs,
-// images, kernels, settings and the uid range stay for a later installation.
+// images, kernels and settings stay for a later installation.
 func Uninstall(ctx context.Context, o UninstallOptions) error {
 	h, err := thisHost(o.Out)
 	if err != nil {
@@ -48,6 +48,13 @@ func (h *host) uninstall(ctx context.Context, purge bool) (err error) {
 	if m.empty() {
 		h.say("banger is not installed")
 		return nil
+	}
+	if old, ok, err := h.oldRecord(); err != nil {
+		return err
+	} else if ok && len(m.Files[paths.InstallFile]) > 0 {
+		if err := h.refuseOtherPlace(old); err != nil {
+			return err
+		}
 	}
 	if err := h.stopAll(ctx, m); err != nil {
 		return err
@@ -78,7 +85,7 @@ func (h *host) stopAll(ctx context.Context, m *manifest) error {
 			return err
 		}
 	}
-	if helper := paths.LibexecDir + "/banger-helper"; len(m.Files[helper]) > 0 {
+	if helper := h.programPath("banger-helper"); m.has(helper) && len(m.Files[paths.InstallFile]) > 0 {
 		if _, err := h.run(ctx, h.at(helper), "forget-network"); err != nil {
 			h.say("warning: cannot remove the VMs' bridge and firewall rules: %v", err)
 		}
@@ -96,20 +103,9 @@ func (h *host) stop(ctx context.Context, patterns []string) error {
 	if len(patterns) == 0 {
 		return nil
 	}
-	list := append([]string{"systemctl", "list-units", "--plain", "--no-legend", "--full",
-		"--state=active,activating,deactivating,reloading"}, patterns...)
-	out, err := h.run(ctx, list...)
-	if err != nil {
-		return fmt.Errorf("cannot list units: %w", err)
-	}
-	var running []string
-	for line := range strings.Lines(out) {
-		if fields := strings.Fields(line); len(fields) > 0 {
-			running = append(running, fields[0])
-		}
-	}
-	if len(running) == 0 {
-		return nil
+	running, err := h.matching(ctx, patterns...)
+	if err != nil || len(running) == 0 {
+		return err
 	}
 	if _, err := h.run(ctx, append([]string{"systemctl", "stop"}, running...)...); err != nil {
 		return fmt.Errorf("cannot stop %s: %w", strings.Join(running, ", "), err)
@@ -118,11 +114,27 @@ func (h *host) stop(ctx context.Context, patterns []string) error {
 	return nil
 }
 
-// present returns those units whose files we wrote and that are there.
+// matching returns the units that match and run.
+func (h *host) matching(ctx context.Context, patterns ...string) (running []string, err error) {
+	list := append([]string{"systemctl", "list-units", "--plain", "--no-legend", "--full",
+		"--state=active,activating,deactivating,reloading"}, patterns...)
+	out, err := h.run(ctx, list...)
+	if err != nil {
+		return nil, fmt.Errorf("cannot list units: %w", err)
+	}
+	for line := range strings.Lines(out) {
+		if fields := strings.Fields(line); len(fields) > 0 {
+			running = append(running, fields[0])
+		}
+	}
+	return running, nil
+}
+
+// present returns those units whose files are ours, or our package's, and there.
 func (h *host) present(m *manifest, names ...string) []string {
 	return slices.DeleteFunc(names, func(name string) bool {
-		_, err := os.Lstat(h.at(unitPath(name)))
-		return err != nil || len(m.Files[unitPath(name)]) == 0
+		_, err := os.Lstat(h.at(h.unitPath(name)))
+		return err != nil || !m.has(h.unitPath(name))
 	})
 }
 
@@ -156,10 +168,12 @@ func (h *host) removeAll(ctx context.Context, m *manifest, purge bool) error {
 	if err := h.removeDirs(m); err != nil {
 		return err
 	}
-	if purge {
-		return h.returnRange(ctx, m)
+	if m.Package != nil {
+		h.say("left the programs and units of the package")
+		m.Package = nil
 	}
-	return nil
+	// No file of a VM that stays belongs to one of these ids.
+	return h.returnRange(ctx, m)
 }
 
 // removeFile removes a file that holds what an installation wrote. anyContent
@@ -272,15 +286,7 @@ func (h *host) removeEtc() error {
 
 // sayLeft names everything that is still there and ours.
 func (h *host) sayLeft(m *manifest) {
-	for _, path := range slices.Sorted(maps.Keys(m.Files)) {
+	for _, path := range left(m) {
 		h.say("left %s", path)
-	}
-	for _, dir := range stateDirs {
-		if m.made(dir) {
-			h.say("left %s", dir)
-		}
-	}
-	for _, path := range slices.Sorted(maps.Keys(m.Lines)) {
-		h.say("left %s in %s", m.Lines[path], path)
 	}
 }
