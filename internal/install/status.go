@@ -104,8 +104,8 @@ func (h *host) examine(ctx context.Context) (Status, error) {
 		return s, err
 	}
 	if !ok || len(m.Files[paths.InstallFile]) == 0 {
-		s.Left = left(m)
-		return s, nil
+		s.Left, err = h.left(m)
+		return s, err
 	}
 	s.Installed, s.Unfinished = true, len(m.Pending) > 0
 	s.Version, s.InstalledAt, s.Programs = r.Version, r.InstalledAt, filepath.Dir(r.Firecracker)
@@ -177,7 +177,7 @@ func (h *host) versionOf(path string) string {
 		return ""
 	}
 	written, _, _ := strings.Cut(words, " ")
-	return strings.TrimSuffix(written, ".")
+	return written
 }
 
 // changes compares the disk with what installations noted.
@@ -278,12 +278,16 @@ func (h *host) dropIns(m *manifest) (list []Change, err error) {
 }
 
 // left names everything of ours that is still there after an uninstall.
-func left(m *manifest) []string {
+func (h *host) left(m *manifest) ([]string, error) {
+	if m.empty() {
+		return nil, nil
+	}
 	all := slices.Sorted(maps.Keys(m.Files))
 	for _, dir := range stateDirs {
 		if m.made(dir) {
 			all = append(all, dir)
 		}
 	}
-	return all
+	journal, err := h.journalDirs()
+	return append(all, journal...), err
 }

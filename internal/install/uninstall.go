@@ -65,9 +65,7 @@ func (h *host) uninstall(ctx context.Context, purge bool) (err error) {
 		defer func() { err = errors.Join(err, h.removeEtc()) }()
 	}
 	// What is left stays noted, whatever went wrong.
-	err = errors.Join(err, h.saveManifest(m))
-	h.sayLeft(m)
-	return err
+	return errors.Join(err, h.saveManifest(m), h.sayLeft(m))
 }
 
 // stopAll asks the guests first, then ends the daemon, which would start VMs
@@ -80,6 +78,7 @@ func (h *host) stopAll(ctx context.Context, m *manifest) error {
 		{"banger-vm-*.service", "banger-fsck-*.service"},
 		h.present(m, "banger-helper.socket", "banger-helper.service"),
 		h.present(m, "banger.slice"),
+		{"systemd-journald@banger.service", "systemd-journald@banger.socket", "systemd-journald-varlink@banger.socket"},
 	} {
 		if err := h.stop(ctx, units); err != nil {
 			return err
@@ -145,7 +144,7 @@ func (h *host) removeAll(ctx context.Context, m *manifest, purge bool) error {
 				return err
 			}
 		}
-		if err := h.removeJournal(ctx); err != nil {
+		if err := h.removeJournal(); err != nil {
 			return err
 		}
 	}
@@ -243,26 +242,35 @@ func (h *host) removeTree(m *manifest, dir string) error {
 
 var machineID = regexp.MustCompile(`^[0-9a-f]{32}$`)
 
-// removeJournal removes the VMs' consoles, which journald keeps in a namespace
-// named banger.
-func (h *host) removeJournal(ctx context.Context) error {
+// journalDirs returns where the VMs' consoles are, which journald keeps in a
+// namespace named banger.
+func (h *host) journalDirs() (dirs []string, err error) {
 	raw, err := os.ReadFile(h.at("/etc/machine-id"))
 	id := strings.TrimSpace(string(raw))
 	if errors.Is(err, fs.ErrNotExist) || (err == nil && !machineID.MatchString(id)) {
-		return nil // then journald has written nothing either
+		return nil, nil // then journald has written nothing either
 	}
 	if err != nil {
-		return fmt.Errorf("cannot find the VMs' journal: %w", err)
-	}
-	if err := h.stop(ctx, []string{"systemd-journald@banger.service",
-		"systemd-journald@banger.socket", "systemd-journald-varlink@banger.socket"}); err != nil {
-		return err
+		return nil, fmt.Errorf("cannot find the VMs' journal: %w", err)
 	}
 	for _, parent := range []string{"/var/log/journal", "/run/log/journal"} {
 		dir := filepath.Join(parent, id+".banger")
-		if _, err := os.Lstat(h.at(dir)); errors.Is(err, fs.ErrNotExist) {
-			continue
+		switch _, err := os.Lstat(h.at(dir)); {
+		case err == nil:
+			dirs = append(dirs, dir)
+		case !errors.Is(err, fs.ErrNotExist):
+			return nil, fmt.Errorf("cannot find the VMs' journal: %w", err)
 		}
+	}
+	return dirs, nil
+}
+
+func (h *host) removeJournal() error {
+	dirs, err := h.journalDirs()
+	if err != nil {
+		return err
+	}
+	for _, dir := range dirs {
 		if err := os.RemoveAll(h.at(dir)); err != nil {
 			return fmt.Errorf("cannot remove the VMs' journal: %w", err)
 		}
@@ -285,8 +293,11 @@ func (h *host) removeEtc() error {
 }
 
 // sayLeft names everything that is still there and ours.
-func (h *host) sayLeft(m *manifest) {
-	for _, path := range left(m) {
+func (h *host) sayLeft(m *manifest) error {
+	all, err := h.left(m)
+	for _, path := range all {
 		h.say("left %s", path)
 	}
+	h.say("left until the next boot: loaded kernel modules and net.ipv4.ip_forward, which others may need by now")
+	return err
 }

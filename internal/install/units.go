@@ -59,7 +59,7 @@ const stamp = "# banger "
 
 // stamped makes a file of an installation from its text.
 func stamped(path, text, version string) file {
-	f := textFile(path, stamp+version+". Written at installation; own settings of units: systemctl edit.\n"+text)
+	f := textFile(path, stamp+version+" (do not edit: it is replaced; own settings of units: systemctl edit)\n"+text)
 	f.bare = bareSum([]byte(f.text))
 	return f
 }
