@@ -36,16 +36,16 @@ func TestInstallFresh(t *testing.T) {
 		t.Errorf("subgid = %q", got)
 	}
 	for path, mode := range map[string]os.FileMode{
-		paths.BinDir + "/banger":          0o755,
-		paths.LibexecDir + "/bangerd":     0o755,
-		paths.StateDir:                    os.ModeDir | 0o700,
-		paths.StateDir + "/identity":      os.ModeDir | 0o700,
-		cacheDir:                          os.ModeDir | 0o700,
-		paths.HelperDir:                   os.ModeDir | 0o711,
-		paths.BlobDir:                     os.ModeDir | 0o700,
-		paths.JailDir:                     os.ModeDir | 0o711,
-		paths.ConfigFile:                  0o644,
-		paths.InstallFile:                 0o644,
+		paths.BinDir + "/banger":             0o755,
+		paths.LibexecDir + "/bangerd":        0o755,
+		paths.StateDir:                       os.ModeDir | 0o700,
+		paths.StateDir + "/identity":         os.ModeDir | 0o700,
+		cacheDir:                             os.ModeDir | 0o700,
+		paths.HelperDir:                      os.ModeDir | 0o711,
+		paths.BlobDir:                        os.ModeDir | 0o700,
+		paths.JailDir:                        os.ModeDir | 0o711,
+		paths.ConfigFile:                     0o644,
+		paths.InstallFile:                    0o644,
 		paths.AdminUnits + "/bangerd.socket": 0o644,
 	} {
 		info, err := os.Lstat(f.at(path))
