@@ -255,21 +255,24 @@ func (h *host) compare(list *[]Change, want file) error {
 	return nil
 }
 
-// dropIns finds settings of the administrator for our units.
+// dropIns finds settings of the administrator for our units, and units that hide
+// a package's.
 func (h *host) dropIns(m *manifest) (list []Change, err error) {
+	names := []string{guestsUnit, "banger.slice", "banger-vm-*.service", "banger-fsck-*.service"}
+	for _, s := range services {
+		names = append(append(names, s.name+".service", s.name+".socket"), s.more...)
+	}
 	for _, top := range []string{paths.AdminUnits, "/run/systemd/system"} {
-		for _, pattern := range []string{"banger*.d/*.conf", "banger*"} {
-			found, err := filepath.Glob(h.at(filepath.Join(top, pattern)))
-			if err != nil {
-				return nil, fmt.Errorf("cannot look for drop-ins: %w", err)
-			}
-			for _, path := range found {
-				info, err := os.Lstat(path)
-				if err != nil || info.IsDir() {
-					continue // gone in between, or looked at by the other pattern
+		for _, name := range names {
+			for _, pattern := range []string{name, name + ".d/*.conf"} {
+				found, err := filepath.Glob(h.at(filepath.Join(top, pattern)))
+				if err != nil {
+					return nil, fmt.Errorf("cannot look for drop-ins: %w", err)
 				}
-				if path = strings.TrimPrefix(path, h.root); !m.has(path) {
-					list = append(list, Change{path, ChangeAdded})
+				for _, path := range found {
+					if path = strings.TrimPrefix(path, h.root); !m.has(path) {
+						list = append(list, Change{path, ChangeAdded})
+					}
 				}
 			}
 		}
