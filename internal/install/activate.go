@@ -51,12 +51,14 @@ func (h *host) activate(ctx context.Context, changed map[string]bool) error {
 			h.say("warning: cannot let the host forward packets: %v", err)
 		}
 	}
+	// A package's unit may say what it said and still be another file.
+	reload := h.layout.Packaged && changed[paths.InstallFile]
 	for path := range changed {
-		if within(h.layout.Units, path) || within(paths.AdminUnits, path) {
-			if _, err := h.run(ctx, "systemctl", "daemon-reload"); err != nil {
-				return fmt.Errorf("cannot make systemd read the units: %w", err)
-			}
-			break
+		reload = reload || within(h.layout.Units, path) || within(paths.AdminUnits, path)
+	}
+	if reload {
+		if _, err := h.run(ctx, "systemctl", "daemon-reload"); err != nil {
+			return fmt.Errorf("cannot make systemd read the units: %w", err)
 		}
 	}
 	for _, s := range services {
