@@ -120,7 +120,7 @@ func (h *host) want(own owner, uidBase int, from string) (w wanted, err error) {
 	if err != nil {
 		return w, err
 	}
-	fixed := append(progs, static...)
+	fixed := slices.Concat(progs, static)
 	if h.layout.Packaged {
 		w.packaged = fixed
 	} else {

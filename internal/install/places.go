@@ -30,9 +30,9 @@ func (h *host) checkPlaces() error {
 // found to be root's alone, nobody else can exchange the next one. What is not
 // there yet is made by root, below.
 func (h *host) checkPlace(dir string) error {
-	path := ""
+	path := "/"
 	for part := range strings.SplitSeq(strings.TrimPrefix(dir, "/"), "/") {
-		path += "/" + part
+		path = filepath.Join(path, part)
 		info, err := os.Lstat(h.at(path))
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil

@@ -114,7 +114,8 @@ func (h *host) examine(ctx context.Context) (Status, error) {
 	there := *h
 	there.layout = paths.LayoutOf(r.Firecracker)
 	s.Packaged = there.layout.Packaged
-	return s, there.examineParts(ctx, &s, m, r)
+	err = there.examineParts(ctx, &s, m, r)
+	return s, err
 }
 
 func (h *host) examineParts(ctx context.Context, s *Status, m *manifest, r installed.Record) (err error) {

@@ -1,6 +1,7 @@
 package install
 
 import (
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -114,9 +115,7 @@ func TestRestart(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			f.active["bangerd.service"], f.active["banger-vm-0123456789ab.service"] = true, true
-			for unit, active := range tt.active {
-				f.active[unit] = active
-			}
+			maps.Copy(f.active, tt.active)
 			f.ran = nil
 			if err := f.restart(t.Context()); err != nil {
 				t.Fatal(err)
