@@ -101,6 +101,22 @@ kernel: ## Build the guest kernel (once, minutes): the lab, bench and machines t
 .PHONY: build
 build: $(PROGRAMS:%=$(BIN)/%) $(BIN)/firecracker ## The programs, static, in build/bin
 
+.PHONY: package
+package: build ## A Debian package of build/bin, in build/
+	@scripts/package $(BIN) $(VERSION)
+
+.PHONY: test-package
+test-package: ## The package on a plain host: install, upgrade with a VM running, remove, purge
+	@$(STEP) "host packages" scripts/host-packages $(MACHINE_PACKAGES) lintian:lintian
+	@$(STEP) "build" $(MAKE) --no-print-directory lab-build
+	@set -e; for i in 1 2; do \
+		$(MAKE) --no-print-directory build BIN=build/package/bin$$i VERSION=v0.0.$$i; \
+		deb=$$(scripts/package build/package/bin$$i v0.0.$$i); \
+		$(STEP) "lintian" lintian --fail-on error $$deb; \
+		mv $$deb build/package/$$i.deb; \
+	done
+	@scripts/lab scripts/test-package $(IN_LAB) -v -tags deb ./test/deb
+
 .PHONY: lab-build
 lab-build:
 	@$(MAKE) --no-print-directory build BIN=$(LAB_BIN) VERSION=lab

@@ -19,10 +19,12 @@ import (
 
 func (a *App) systemCommand() *cobra.Command {
 	return group("system", "Install banger on this host, or remove it",
-		`Installing needs root; nothing else of banger does. What is changed is printed.
+		`Changing the installation needs root; nothing else of banger does. What is
+changed is printed.
 
 The common case: sudo banger system install --owner $USER`,
-		a.systemInstallCommand(), a.systemUninstallCommand())
+		a.systemInstallCommand(), a.systemUpgradeCommand(), a.systemStatusCommand(),
+		a.systemRestartCommand(), a.systemUninstallCommand())
 }
 
 func (a *App) systemInstallCommand() *cobra.Command {
@@ -31,7 +33,11 @@ func (a *App) systemInstallCommand() *cobra.Command {
 		Use: "install --owner USER", Short: "Install or update banger on this host",
 		Long: `Puts the programs in place, makes the systemd units, reserves user ids for the
 VMs, starts the daemon for USER and gives it the host's own kernel for guests.
-Run again it brings an older installation up to this banger; VMs keep running.`,
+Run again it brings an older installation up to this banger; VMs keep running.
+Of a banger that came as a package, programs and units are there already.
+
+Nothing that somebody else wrote, or changed since, is overwritten: install
+refuses and names it.`,
 		Example: "  sudo banger system install --owner $USER",
 		Args:    args(0, 0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -81,14 +87,43 @@ func (a *App) importHostKernel(ctx context.Context, kernelFile, modulesDir strin
 	return err
 }
 
+func (a *App) systemUpgradeCommand() *cobra.Command {
+	var o install.Options
+	cmd := &cobra.Command{
+		Use: "upgrade", Short: "Bring an installed banger up to this one",
+		Long: `Replaces the programs and units that differ and restarts the services they
+belong to. VMs keep running, and the owner stays who it is.`,
+		Example: "  sudo build/bin/banger system upgrade",
+		Args:    args(0, 0, "no arguments"),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			o.Out = a.Out
+			o.ImportKernel = a.importHostKernel
+			return install.Upgrade(cmd.Context(), o)
+		},
+	}
+	cmd.Flags().StringVar(&o.From, "from", "", "directory of the programs to install (default: beside this one)")
+	return cmd
+}
+
+func (a *App) systemRestartCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "restart", Short: "Restart banger's services",
+		Long:    "VMs are no part of the services and keep running, with what is open into them.",
+		Example: "  sudo banger system restart",
+		Args:    args(0, 0, "no arguments"),
+		RunE:    func(cmd *cobra.Command, _ []string) error { return install.Restart(cmd.Context(), a.Out) },
+	}
+}
+
 func (a *App) systemUninstallCommand() *cobra.Command {
 	var o install.UninstallOptions
 	var force bool
 	cmd := &cobra.Command{
 		Use: "uninstall", Short: "Remove banger from this host",
-		Long: `Ends all VMs and removes what install made. VMs' disks, images, kernels and
-settings stay for a later installation; with --purge they go too.
-Asks first when on a terminal.`,
+		Long: `Ends all VMs and removes what install made, and nothing else. VMs' disks, images,
+kernels and settings stay for a later installation; with --purge they go too.
+A file that was changed since stays and is named. So do the programs of a
+package, which the package manager removes. Asks first when on a terminal.`,
 		Example: "  sudo banger system uninstall\n  sudo banger system uninstall --purge",
 		Args:    args(0, 0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {

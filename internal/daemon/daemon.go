@@ -6,9 +6,11 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -60,6 +62,10 @@ func Open(ctx context.Context, log *slog.Logger) (d *Daemon, err error) {
 	}()
 	if d.record, err = installed.Load(paths.InstallFile); err != nil {
 		return d, err
+	}
+	// The unit gets its user from a drop-in, which may be gone.
+	if uid := os.Geteuid(); uid != d.record.UID {
+		return d, fmt.Errorf("cannot serve %s as uid %d, want %d: run `banger system install` again", d.record.Owner, uid, d.record.UID)
 	}
 	if d.config, err = config.Load(paths.ConfigFile); err != nil {
 		return d, err

@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -52,12 +51,14 @@ func (h *host) activate(ctx context.Context, changed map[string]bool) error {
 			h.say("warning: cannot let the host forward packets: %v", err)
 		}
 	}
+	// A package's unit may say what it said and still be another file.
+	reload := h.layout.Packaged && changed[paths.InstallFile]
 	for path := range changed {
-		if strings.HasPrefix(path, paths.UnitDir+"/") {
-			if _, err := h.run(ctx, "systemctl", "daemon-reload"); err != nil {
-				return fmt.Errorf("cannot make systemd read the units: %w", err)
-			}
-			break
+		reload = reload || within(h.layout.Units, path) || within(paths.AdminUnits, path)
+	}
+	if reload {
+		if _, err := h.run(ctx, "systemctl", "daemon-reload"); err != nil {
+			return fmt.Errorf("cannot make systemd read the units: %w", err)
 		}
 	}
 	for _, s := range services {
@@ -69,6 +70,11 @@ func (h *host) activate(ctx context.Context, changed map[string]bool) error {
 	if err := h.enable(ctx, guestsUnit); err != nil {
 		return err
 	}
+	return h.awaitDaemon(ctx)
+}
+
+// awaitDaemon waits until bangerd answers.
+func (h *host) awaitDaemon(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	if err := jsonhttp.Call(ctx, h.daemon, http.MethodGet, "http://bangerd/v1/version", nil, &api.Version{}); err != nil {
@@ -80,15 +86,16 @@ func (h *host) activate(ctx context.Context, changed map[string]bool) error {
 
 func (h *host) bringUp(ctx context.Context, s service, changed map[string]bool) error {
 	unit, socket := s.name+".service", s.name+".socket"
-	isNew := changed[paths.InstallFile] || changed[unitPath(unit)] || slices.ContainsFunc(s.programs, func(p string) bool {
-		return changed[filepath.Join(paths.LibexecDir, p)]
+	changedUnit := func(u string) bool { return changed[h.unitPath(u)] || changed[ownerPath(u)] }
+	isNew := changed[paths.InstallFile] || changedUnit(unit) || slices.ContainsFunc(s.programs, func(p string) bool {
+		return changed[h.programPath(p)]
 	})
 	state, err := h.unitState(ctx, unit)
 	if err != nil {
 		return err
 	}
 	sockets := append([]string{socket}, s.more...)
-	if state.active && slices.ContainsFunc(sockets, func(u string) bool { return changed[unitPath(u)] }) {
+	if state.active && slices.ContainsFunc(sockets, changedUnit) {
 		// systemd does not take a new socket for a service that runs.
 		if _, err := h.run(ctx, append([]string{"systemctl", "stop", unit}, sockets...)...); err != nil {
 			return err
@@ -163,27 +170,34 @@ func (h *host) enable(ctx context.Context, unit string) error {
 	return nil
 }
 
-type unitState struct{ active, failed, enabled bool }
+type unitState struct {
+	active, failed, enabled bool
+	state, file             string // systemd's words for them
+}
 
 func (h *host) unitState(ctx context.Context, unit string) (unitState, error) {
 	out, err := h.run(ctx, "systemctl", "show", "-p", "ActiveState", "-p", "UnitFileState", unit)
 	if err != nil {
 		return unitState{}, err
 	}
-	lines := strings.Split(out, "\n")
-	return unitState{
-		active:  slices.Contains(lines, "ActiveState=active"),
-		failed:  slices.Contains(lines, "ActiveState=failed"),
-		enabled: slices.Contains(lines, "UnitFileState=enabled"),
-	}, nil
+	var u unitState
+	for line := range strings.Lines(out) {
+		key, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		switch key {
+		case "ActiveState":
+			u.state = value
+		case "UnitFileState":
+			u.file = value
+		}
+	}
+	u.active, u.failed, u.enabled = u.state == "active", u.state == "failed", u.file == "enabled"
+	return u, nil
 }
-
-func unitPath(name string) string { return filepath.Join(paths.UnitDir, name) }
 
 // loadModules spares the first boot after the installation. A kernel may have
 // them built in or lack them: doctor judges that, not the installation.
 func (h *host) loadModules(ctx context.Context) {
-	for _, module := range append(strings.Fields(strings.SplitN(modulesText, "\n", 2)[1]), h.kvmModules()...) {
+	for _, module := range append(strings.Fields(modulesText), h.kvmModules()...) {
 		loaded := h.at("/sys/module/" + module)
 		if _, err := os.Stat(loaded); err == nil {
 			continue

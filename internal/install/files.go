@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/api"
+	"banger/internal/paths"
 )
 
 // file is one file of the installation as it shall be.
@@ -25,6 +26,7 @@ type file struct {
 	from string // a copy of this file, or else
 	text string // this
 	sum  string // sha256 of the content
+	bare string // of a stamped file: sha256 without the stamp
 }
 
 func textFile(path, text string) file {
@@ -65,13 +67,39 @@ func (h *host) asWanted(f file) (bool, error) {
 	if info.Mode() != f.mode || !h.isRoots(info) { // also everything that is not a regular file
 		return false, nil
 	}
-	sum, err := hashFile(h.at(f.path))
-	return sum == f.sum, err
+	sum, err := h.sumOf(f)
+	return sum == f.identity(), err
+}
+
+// identity is what a file is compared by.
+func (f file) identity() string {
+	if f.bare != "" {
+		return f.bare
+	}
+	return f.sum
+}
+
+// sumOf returns what the file on the disk has for f's identity.
+func (h *host) sumOf(f file) (string, error) {
+	if f.bare == "" {
+		return hashFile(h.at(f.path))
+	}
+	raw, err := os.ReadFile(h.at(f.path)) // root's, in a directory of root's, see checkPlaces
+	return bareSum(raw), err
 }
 
 func (h *host) isRoots(info fs.FileInfo) bool {
 	st, ok := info.Sys().(*syscall.Stat_t)
 	return ok && int(st.Uid) == h.rootUID && int(st.Gid) == h.rootGID
+}
+
+// uidOf returns whose a file is.
+func (h *host) uidOf(info fs.FileInfo) int {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return -1
+	}
+	return int(st.Uid)
 }
 
 // outdated returns the files that must be written.
@@ -91,9 +119,12 @@ func (h *host) outdated(files []file) ([]file, error) {
 
 // refuseForeign stops before the first change when something is in the way
 // that no installation made.
-func (h *host) refuseForeign(m *manifest, files []file, own owner) error {
-	var foreign []string
-	for _, f := range files {
+func (h *host) refuseForeign(m *manifest, w wanted, own owner) error {
+	foreign, err := h.otherLayout()
+	if err != nil {
+		return err
+	}
+	for _, f := range w.files {
 		ok, err := h.asWanted(f)
 		if err != nil {
 			return fmt.Errorf("cannot examine %s: %w", f.path, err)
@@ -119,6 +150,53 @@ func (h *host) refuseForeign(m *manifest, files []file, own owner) error {
 			WithHint("move them away and repeat; own settings for units belong into drop-ins, see `systemctl edit`")
 	}
 	return h.refuseOtherOwner(own)
+}
+
+// otherLayout lists programs and units where the other layout has them. They
+// would be taken for ours: by people who type banger, or by systemd, for which a
+// unit in one place hides that in the other.
+func (h *host) otherLayout() (found []string, err error) {
+	other := paths.Distribution
+	if h.layout.Packaged {
+		other = paths.Local
+	}
+	o := *h
+	o.layout = other
+	candidates := []string{o.programPath("banger")}
+	for _, name := range programs {
+		candidates = append(candidates, o.programPath(name))
+	}
+	static, err := staticUnits(other, "")
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range static {
+		candidates = append(candidates, f.path)
+	}
+	for _, path := range candidates {
+		switch _, err := os.Lstat(h.at(path)); {
+		case err == nil:
+			found = append(found, path)
+		case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR):
+			return nil, fmt.Errorf("cannot examine %s: %w", path, err)
+		}
+	}
+	return found, nil
+}
+
+// refuseOutdatedPackage stops if the programs and units of a package are not
+// those of the running program.
+func (h *host) refuseOutdatedPackage(packaged []file) error {
+	bad, err := h.outdated(packaged)
+	if err != nil || len(bad) == 0 {
+		return err
+	}
+	var names []string
+	for _, f := range bad {
+		names = append(names, f.path)
+	}
+	return api.Conflict("cannot install banger: these are not as its package has them:\n  %s", strings.Join(names, "\n  ")).
+		WithHint("install the package again")
 }
 
 // isOurs reports whether the file is absent or holds what an installation
@@ -160,7 +238,7 @@ func (h *host) dirIsOurs(m *manifest, path string) (bool, error) {
 
 // refuseOtherOwner protects the VMs that an earlier installation left behind.
 func (h *host) refuseOtherOwner(own owner) error {
-	for _, d := range directories(own) {
+	for _, d := range h.directories(own, nil) {
 		if d.uid != own.uid || d.shared {
 			continue
 		}

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"banger/api"
+	"banger/internal/paths"
 )
 
 // fakeHost is a host whose root is a temporary directory and whose systemd
@@ -33,6 +34,7 @@ type fakeHost struct {
 	fail     func(argv []string) error
 	own      owner
 	from     string
+	accounts map[string]string // what getent lists besides the files
 }
 
 func newHost(t *testing.T) *fakeHost {
@@ -42,7 +44,7 @@ func newHost(t *testing.T) *fakeHost {
 	if f.own.uid == 0 {
 		f.own.uid, f.own.gid = 1000, 1000
 	}
-	f.host = &host{root: t.TempDir(), rootUID: os.Geteuid(), rootGID: os.Getegid(), run: f.command, out: &f.out,
+	f.host = &host{root: t.TempDir(), layout: paths.Local, rootUID: os.Geteuid(), rootGID: os.Getegid(), run: f.command, out: &f.out,
 		daemon: &http.Client{Transport: f}, now: func() time.Time { return time.Unix(1790000000, 0) }}
 	for _, dir := range []string{"run/systemd/system", "sys/fs/cgroup", "sys/module", "etc/systemd/system", "etc/udev", "usr/local", "var/lib", "var/cache", "proc/sys/kernel", "boot", "lib/modules/6.1.0-test"} {
 		if err := os.MkdirAll(f.at(dir), 0o755); err != nil {
@@ -193,6 +195,8 @@ func (f *fakeHost) command(_ context.Context, argv ...string) (string, error) {
 		}
 	}
 	switch {
+	case argv[0] == "getent" && len(argv) == 2:
+		return f.accounts[argv[1]], nil
 	case argv[0] == "getent" && argv[2] == "dev":
 		return fmt.Sprintf("dev:x:%d:%d:Dev:/home/dev:/bin/sh\n", f.own.uid, f.own.gid), nil
 	case argv[0] == "getent" && argv[2] == "toor":

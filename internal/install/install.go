@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -51,7 +52,8 @@ const DefaultKernel = "host"
 // host is the machine that is changed. Tests put a directory in place of its
 // root and a recorder in place of its commands.
 type host struct {
-	root string // prefix of every path; empty for the real host
+	root   string // prefix of every path; empty for the real host
+	layout paths.Layout
 	// rootUID and rootGID are whose the system's files must be.
 	rootUID, rootGID int
 	run              runner
@@ -65,7 +67,11 @@ func thisHost(out io.Writer) (*host, error) {
 		return nil, api.Problemf(http.StatusForbidden, api.CodeForbidden, "cannot change the system's installation: root is needed").
 			WithHint("repeat the command with sudo")
 	}
-	return &host{run: runCommand, daemon: daemonClient(paths.DaemonSocket), out: out, now: time.Now}, nil
+	return realHost(out), nil
+}
+
+func realHost(out io.Writer) *host {
+	return &host{layout: paths.Here, run: runCommand, daemon: daemonClient(paths.DaemonSocket), out: out, now: time.Now}
 }
 
 // at returns where a path of the host really is.
@@ -102,25 +108,28 @@ func (h *host) install(ctx context.Context, o Options) (err error) {
 	if err != nil {
 		return err
 	}
-	ids, err := h.chooseRange()
+	ids, err := h.chooseRange(ctx)
 	if err != nil {
 		return err
 	}
-	files, err := h.files(own, ids.start, o.From)
+	w, err := h.want(own, ids.start, o.From)
 	if err != nil {
 		return err
 	}
-	if err := h.refuseForeign(m, files, own); err != nil {
+	if err := h.refuseForeign(m, w, own); err != nil {
 		return err
 	}
-	changed, err := h.write(ctx, m, ids, files, own)
+	if err := h.refuseOutdatedPackage(w.packaged); err != nil {
+		return err
+	}
+	changed, err := h.write(ctx, m, ids, w, own)
 	if err != nil {
 		return err
 	}
 	if err := h.activate(ctx, changed); err != nil {
 		return err
 	}
-	m.settle()
+	m.settle(w.packaged)
 	if err := h.saveManifest(m); err != nil {
 		return err
 	}
@@ -141,13 +150,13 @@ func (h *host) check() error {
 	if _, err := os.Stat(h.at("/sys/fs/cgroup/cgroup.controllers")); err != nil {
 		return prerequisite("the host does not use cgroup v2").WithHint("boot with systemd.unified_cgroup_hierarchy=1")
 	}
-	return nil
+	return h.checkPlaces()
 }
 
 // lock keeps a second install or uninstall out. It locks a directory that
 // always exists, so that nothing has to be left behind for it.
 func (h *host) lock() (unlock func() error, err error) {
-	d, err := os.Open(h.at(paths.UnitDir))
+	d, err := os.Open(h.at(paths.AdminUnits))
 	if err != nil {
 		return nil, fmt.Errorf("cannot lock the installation: %w", err)
 	}
@@ -159,11 +168,11 @@ func (h *host) lock() (unlock func() error, err error) {
 
 // write makes everything of the installation that lies on a disk, and returns
 // the paths of the files that are newer than the running services.
-func (h *host) write(ctx context.Context, m *manifest, ids idChoice, files []file, own owner) (map[string]bool, error) {
+func (h *host) write(ctx context.Context, m *manifest, ids idChoice, w wanted, own owner) (map[string]bool, error) {
 	if err := h.makeDir(m, directory{path: etcDir, mode: 0o755}); err != nil {
 		return nil, err
 	}
-	todo, err := h.outdated(files)
+	todo, err := h.outdated(w.files)
 	if err != nil {
 		return nil, err
 	}
@@ -174,7 +183,7 @@ func (h *host) write(ctx context.Context, m *manifest, ids idChoice, files []fil
 	if err := h.reserveRange(ctx, ids); err != nil {
 		return nil, err
 	}
-	for _, d := range directories(own) {
+	for _, d := range h.directories(own, w.files) {
 		if err := h.makeDir(m, d); err != nil {
 			return nil, errors.Join(err, h.saveManifest(m))
 		}
@@ -195,25 +204,40 @@ func (h *host) write(ctx context.Context, m *manifest, ids idChoice, files []fil
 	for _, path := range m.Pending { // of this run and of an earlier one that was cut off
 		changed[path] = true
 	}
+	for _, f := range w.packaged {
+		if m.Package[f.path] != f.identity() {
+			changed[f.path] = true
+		}
+	}
 	return changed, nil
 }
 
 // record returns what install.toml shall say. A record that is already there
 // and says the same keeps its date.
-func (h *host) record(own owner, uidBase int, firecrackerSum, jailerSum string) (installed.Record, error) {
+func (h *host) record(own owner, uidBase int, progs []file) (installed.Record, error) {
 	r := installed.Record{
 		Owner: own.name, UID: own.uid, GID: own.gid,
 		UIDBase: uidBase, UIDCount: rangeCount,
 		Bridge: installed.DefaultBridge, Network: installed.DefaultNetwork,
-		Firecracker: filepath.Join(paths.LibexecDir, "firecracker"), FirecrackerSHA256: firecrackerSum,
-		Jailer: filepath.Join(paths.LibexecDir, "jailer"), JailerSHA256: jailerSum,
+		Firecracker: h.programPath("firecracker"), Jailer: h.programPath("jailer"),
 		Version: version.Version,
 	}
-	raw, err := os.ReadFile(h.at(paths.InstallFile))
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return r, fmt.Errorf("cannot read the record of the installation: %w", err)
+	for _, f := range progs {
+		switch f.path {
+		case r.Firecracker:
+			r.FirecrackerSHA256 = f.sum
+		case r.Jailer:
+			r.JailerSHA256 = f.sum
+		}
 	}
-	if old, err := installed.Parse(string(raw)); err == nil {
+	old, ok, err := h.oldRecord()
+	if err != nil {
+		return r, err
+	}
+	if ok {
+		if err := h.refuseOtherPlace(old); err != nil {
+			return r, err
+		}
 		if old.Owner != own.name {
 			return r, api.Conflict("cannot install banger for %s: it is installed for %s", own.name, old.Owner).
 				WithHint("`banger system uninstall --purge` removes that installation and its VMs")
@@ -227,4 +251,29 @@ func (h *host) record(own owner, uidBase int, firecrackerSum, jailerSum string) 
 	}
 	r.InstalledAt = h.now().UTC().Format(time.RFC3339)
 	return r, nil
+}
+
+// oldRecord reads the record of an installation that is there. One that nobody
+// can read is none: it is a file like others, ours or foreign.
+func (h *host) oldRecord() (r installed.Record, ok bool, err error) {
+	raw, err := os.ReadFile(h.at(paths.InstallFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return r, false, nil
+	}
+	if err != nil {
+		return r, false, fmt.Errorf("cannot read the record of the installation: %w", err)
+	}
+	r, err = installed.Parse(string(raw))
+	return r, err == nil, nil
+}
+
+// refuseOtherPlace stops a program that is not of the layout that is installed.
+func (h *host) refuseOtherPlace(r installed.Record) error {
+	dir := filepath.Dir(r.Firecracker)
+	if dir == h.layout.Libexec {
+		return nil
+	}
+	other := filepath.Join(paths.LayoutOf(r.Firecracker).Bin, "banger")
+	return api.Conflict("cannot change this installation: its programs are in %s, those of this banger belong into %s", dir, h.layout.Libexec).
+		WithHint("use %s, or remove that one first, `sudo %s system uninstall`: VMs, images and settings stay", other, other)
 }

@@ -36,17 +36,17 @@ func TestInstallFresh(t *testing.T) {
 		t.Errorf("subgid = %q", got)
 	}
 	for path, mode := range map[string]os.FileMode{
-		paths.BinDir + "/banger":          0o755,
-		paths.LibexecDir + "/bangerd":     0o755,
-		paths.StateDir:                    os.ModeDir | 0o700,
-		paths.StateDir + "/identity":      os.ModeDir | 0o700,
-		cacheDir:                          os.ModeDir | 0o700,
-		paths.HelperDir:                   os.ModeDir | 0o711,
-		paths.BlobDir:                     os.ModeDir | 0o700,
-		paths.JailDir:                     os.ModeDir | 0o711,
-		paths.ConfigFile:                  0o644,
-		paths.InstallFile:                 0o644,
-		paths.UnitDir + "/bangerd.socket": 0o644,
+		paths.BinDir + "/banger":             0o755,
+		paths.LibexecDir + "/bangerd":        0o755,
+		paths.StateDir:                       os.ModeDir | 0o700,
+		paths.StateDir + "/identity":         os.ModeDir | 0o700,
+		cacheDir:                             os.ModeDir | 0o700,
+		paths.HelperDir:                      os.ModeDir | 0o711,
+		paths.BlobDir:                        os.ModeDir | 0o700,
+		paths.JailDir:                        os.ModeDir | 0o711,
+		paths.ConfigFile:                     0o644,
+		paths.InstallFile:                    0o644,
+		paths.AdminUnits + "/bangerd.socket": 0o644,
 	} {
 		info, err := os.Lstat(f.at(path))
 		if err != nil || info.Mode() != mode {
@@ -134,18 +134,18 @@ func TestUpgrade(t *testing.T) {
 		"vmm": {func(f *fakeHost) { f.program("firecracker", "second") }, // its sum is in the record both read
 			[]string{"systemctl restart banger-helper.service", "systemctl restart bangerd.service"}},
 		"lost unit": {func(f *fakeHost) {
-			if err := os.Remove(f.at(unitPath("bangerd.service"))); err != nil {
+			if err := os.Remove(f.at(f.unitPath("bangerd.service"))); err != nil {
 				f.t.Fatal(err)
 			}
 		}, []string{"systemctl daemon-reload", "systemctl restart bangerd.service"}},
 		"lost socket": {func(f *fakeHost) {
-			if err := os.Remove(f.at(unitPath("bangerd.socket"))); err != nil {
+			if err := os.Remove(f.at(f.unitPath("bangerd.socket"))); err != nil {
 				f.t.Fatal(err)
 			}
 		}, []string{"systemctl daemon-reload", "systemctl stop bangerd.service bangerd.socket banger-dns.socket",
 			"systemctl start bangerd.socket", "systemctl start banger-dns.socket", "systemctl start bangerd.service"}},
 		"lost names": {func(f *fakeHost) {
-			if err := os.Remove(f.at(unitPath("banger-dns.socket"))); err != nil {
+			if err := os.Remove(f.at(f.unitPath("banger-dns.socket"))); err != nil {
 				f.t.Fatal(err)
 			}
 		}, []string{"systemctl daemon-reload", "systemctl stop bangerd.service bangerd.socket banger-dns.socket",
@@ -197,10 +197,10 @@ func TestRefusesForeignFiles(t *testing.T) {
 	}{
 		"program":   {func(f *fakeHost) { f.put(paths.LibexecDir+"/bangerd", "other") }, paths.LibexecDir + "/bangerd"},
 		"cli":       {func(f *fakeHost) { f.put(paths.BinDir+"/banger", "other") }, paths.BinDir + "/banger"},
-		"unit":      {func(f *fakeHost) { f.put(unitPath("bangerd.service"), "[Unit]\n") }, unitPath("bangerd.service")},
+		"unit":      {func(f *fakeHost) { f.put(f.unitPath("bangerd.service"), "[Unit]\n") }, paths.AdminUnits + "/" + "bangerd.service"},
 		"state":     {func(f *fakeHost) { f.put(paths.StateDir+"/state.json", "{}") }, paths.StateDir + "/"},
 		"file":      {func(f *fakeHost) { f.put(paths.StateDir, "x") }, paths.StateDir + "/"},
-		"directory": {func(f *fakeHost) { f.put(unitPath("bangerd.socket")+"/x", "x") }, unitPath("bangerd.socket")},
+		"directory": {func(f *fakeHost) { f.put(f.unitPath("bangerd.socket")+"/x", "x") }, paths.AdminUnits + "/" + "bangerd.socket"},
 		"symlink": {func(f *fakeHost) {
 			f.put(paths.BinDir+"/other", "first banger")
 			if err := os.Symlink("other", f.at(paths.BinDir+"/banger")); err != nil {
@@ -209,8 +209,8 @@ func TestRefusesForeignFiles(t *testing.T) {
 		}, paths.BinDir + "/banger"},
 		"changed since": {func(f *fakeHost) {
 			f.mustInstall()
-			f.put(unitPath("bangerd.service"), "[Unit]\n")
-		}, unitPath("bangerd.service")},
+			f.put(f.unitPath("bangerd.service"), "[Unit]\n")
+		}, paths.AdminUnits + "/" + "bangerd.service"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newHost(t)

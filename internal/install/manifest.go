@@ -21,6 +21,9 @@ type manifest struct {
 	Dirs  []string            `json:"dirs"` // in the order they were made
 	// Lines maps /etc/subuid and /etc/subgid to the line added there.
 	Lines map[string]string `json:"lines,omitempty"`
+	// Package maps a package's file to what it was when services were last
+	// brought up to date.
+	Package map[string]string `json:"package,omitempty"`
 	// Pending are files that were announced since services were last brought
 	// up to date.
 	Pending []string `json:"pending,omitempty"`
@@ -94,16 +97,27 @@ func (m *manifest) announce(files []file, lines map[string]string) {
 	maps.Copy(m.Lines, lines)
 }
 
-// settle notes that everything announced was written and is in use.
-func (m *manifest) settle() {
+// settle notes that everything announced was written and is in use, and so is
+// what a package brought.
+func (m *manifest) settle(packaged []file) {
 	for _, path := range m.Pending {
 		sums := m.Files[path]
 		m.Files[path] = sums[len(sums)-1:]
 	}
 	m.Pending = nil
+	m.Package = nil
+	for _, f := range packaged {
+		if m.Package == nil {
+			m.Package = map[string]string{}
+		}
+		m.Package[f.path] = f.identity()
+	}
 }
 
 func (m *manifest) wrote(path, sum string) bool { return slices.Contains(m.Files[path], sum) }
+
+// has reports whether the file is one of ours or of our package.
+func (m *manifest) has(path string) bool { return len(m.Files[path]) > 0 || m.Package[path] != "" }
 
 func (m *manifest) made(dir string) bool { return slices.Contains(m.Dirs, dir) }
 

@@ -17,7 +17,7 @@ import (
 )
 
 // chooseRange reads the host's tables and decides on the VMs' ids.
-func (h *host) chooseRange() (idChoice, error) {
+func (h *host) chooseRange(ctx context.Context) (idChoice, error) {
 	var t idTables
 	for path, text := range map[string]*string{
 		subUIDFile: &t.subuid, subGIDFile: &t.subgid, "/etc/passwd": &t.passwd, "/etc/group": &t.group,
@@ -27,6 +27,15 @@ func (h *host) chooseRange() (idChoice, error) {
 			return idChoice{}, fmt.Errorf("cannot reserve ids for VMs: %w", err)
 		}
 		*text = string(raw)
+	}
+	// Also accounts that are in no file, as far as their directory lists them.
+	for database, text := range map[string]*string{"passwd": &t.passwd, "group": &t.group} {
+		out, err := h.run(ctx, "getent", database)
+		const noEnumeration = 3
+		if e, ok := errors.AsType[*commandError](err); err != nil && (!ok || e.code != noEnumeration) {
+			return idChoice{}, fmt.Errorf("cannot reserve ids for VMs: %w", err)
+		}
+		*text += "\n" + out
 	}
 	choice, err := t.choose()
 	if err != nil {
@@ -44,7 +53,7 @@ func (h *host) reserveRange(ctx context.Context, chosen idChoice) error {
 		return nil
 	}
 	return h.withAccountLock(ctx, func() error {
-		now, err := h.chooseRange()
+		now, err := h.chooseRange(ctx)
 		if err != nil {
 			return err
 		}

@@ -29,7 +29,15 @@ func (r idRange) end() int64 { return r.start + r.count }
 
 func (r idRange) overlaps(o idRange) bool { return r.start < o.end() && o.start < r.end() }
 
-// idTables are the files that say which ids are taken.
+// systemRanges are ids that systemd gives away without writing that down
+// anywhere. What it gives to services and to homes is far below the floor.
+var systemRanges = []idRange{
+	{start: 0x80000, count: 0x6fffffff - 0x80000 + 1, who: "systemd's containers"},
+	{start: 0x7ffe0000, count: 0x10000, who: "systemd's foreign files"},
+}
+
+// idTables are the texts that say which ids are taken: of passwd and group first
+// the file and then whatever else the host knows.
 type idTables struct{ subuid, subgid, passwd, group string }
 
 // idChoice is the VMs' range and where it still has to be written.
@@ -67,7 +75,7 @@ func (t idTables) choose() (idChoice, error) {
 	if err != nil {
 		return idChoice{}, err
 	}
-	taken = slices.Concat(taken, takenGIDs, users, accounts(t.group, "group"))
+	taken = slices.Concat(taken, takenGIDs, users, accounts(t.group, "group"), systemRanges)
 	choice := idChoice{addUIDs: ownUIDs == nil, addGIDs: ownGIDs == nil}
 	switch {
 	case ownUIDs == nil && ownGIDs == nil:

@@ -1,6 +1,7 @@
 package install
 
 import (
+	"slices"
 	"strings"
 	"testing"
 )
@@ -19,6 +20,11 @@ func TestChooseRange(t *testing.T) {
 		"in the way, gid":     {idTables{subgid: "ann:265535:1\n"}, idChoice{327680, true, true}, ""},
 		"just behind":         {idTables{subgid: "ann:265536:1\n"}, idChoice{200000, true, true}, ""},
 		"several":             {idTables{subuid: "a:262144:65536\nb:200000:10\n", subgid: "c:327680:65536\n"}, idChoice{393216, true, true}, ""},
+		"below containers":    {idTables{subuid: "a:100000:358752\n"}, idChoice{458752, true, true}, ""},
+		"not into containers": {idTables{subuid: "a:100000:358753\n"}, idChoice{0x70000000, true, true}, ""},
+		"not into foreign":    {idTables{subuid: "a:100000:358753\nb:1879048192:268304384\n"}, idChoice{}, "no run of"},
+		"ours in containers":  {idTables{subuid: "banger:600000:65536\n"}, idChoice{}, "overlap those of systemd's containers"},
+		"a directory's user":  {idTables{passwd: "root:x:0:0::/:/bin/sh\n\nann@corp:*:200001:200513:Ann:/home/ann:/bin/sh\n"}, idChoice{262144, true, true}, ""},
 		"a user":              {idTables{passwd: "ad:x:200500:200500::/:/bin/sh\n"}, idChoice{262144, true, true}, ""},
 		"a group":             {idTables{group: "ad:x:200500:\n"}, idChoice{262144, true, true}, ""},
 		"a huge user":         {idTables{passwd: "nfsnobody:x:4294967294:4294967294::/:/bin/sh\n"}, idChoice{200000, true, true}, ""},
@@ -76,4 +82,19 @@ func FuzzChooseRange(f *testing.F) {
 			t.Fatalf("reading back gives %v, %v, %v", own, others, err)
 		}
 	})
+}
+
+func TestRangeAvoidsAccountsInNoFile(t *testing.T) {
+	f := newHost(t)
+	f.accounts = map[string]string{"group": "staff@corp:*:200513:\n"}
+	f.fail = func(argv []string) error {
+		if slices.Equal(argv, []string{"getent", "passwd"}) {
+			return &commandError{argv: argv, code: 3} // a directory that does not list
+		}
+		return nil
+	}
+	f.mustInstall()
+	if got := f.read("/etc/subuid"); !strings.Contains(got, "banger:262144:65536\n") {
+		t.Errorf("subuid = %q", got)
+	}
 }

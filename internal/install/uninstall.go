@@ -21,13 +21,13 @@ import (
 
 // UninstallOptions of Uninstall.
 type UninstallOptions struct {
-	// Purge also removes VMs, images, kernels, settings, logs and the uid range.
+	// Purge also removes VMs, images, kernels, settings and logs.
 	Purge bool
 	Out   io.Writer
 }
 
 // Uninstall ends all VMs and removes what Install made. Without Purge, VMs,
-// images, kernels, settings and the uid range stay for a later installation.
+// images, kernels and settings stay for a later installation.
 func Uninstall(ctx context.Context, o UninstallOptions) error {
 	h, err := thisHost(o.Out)
 	if err != nil {
@@ -50,6 +50,13 @@ func (h *host) uninstall(ctx context.Context, purge bool) (err error) {
 		h.say("banger is not installed")
 		return nil
 	}
+	if old, ok, err := h.oldRecord(); err != nil {
+		return err
+	} else if ok && len(m.Files[paths.InstallFile]) > 0 {
+		if err := h.refuseOtherPlace(old); err != nil {
+			return err
+		}
+	}
 	if err := h.stopAll(ctx, m); err != nil {
 		return err
 	}
@@ -59,9 +66,7 @@ func (h *host) uninstall(ctx context.Context, purge bool) (err error) {
 		defer func() { err = errors.Join(err, h.removeEtc()) }()
 	}
 	// What is left stays noted, whatever went wrong.
-	err = errors.Join(err, h.saveManifest(m))
-	h.sayLeft(m)
-	return err
+	return errors.Join(err, h.saveManifest(m), h.sayLeft(m))
 }
 
 // stopAll asks the guests first, then ends the daemon, which would start VMs
@@ -74,12 +79,13 @@ func (h *host) stopAll(ctx context.Context, m *manifest) error {
 		{"banger-vm-*.service", "banger-fsck-*.service"},
 		h.present(m, "banger-helper.socket", "banger-helper.service"),
 		h.present(m, "banger.slice"),
+		{"systemd-journald@banger.service", "systemd-journald@banger.socket", "systemd-journald-varlink@banger.socket"},
 	} {
 		if err := h.stop(ctx, units); err != nil {
 			return err
 		}
 	}
-	if helper := paths.LibexecDir + "/banger-helper"; len(m.Files[helper]) > 0 {
+	if helper := h.programPath("banger-helper"); m.has(helper) && len(m.Files[paths.InstallFile]) > 0 {
 		if _, err := h.run(ctx, h.at(helper), "forget-network"); err != nil {
 			h.say("warning: cannot remove the VMs' bridge and firewall rules: %v", err)
 		}
@@ -97,20 +103,9 @@ func (h *host) stop(ctx context.Context, patterns []string) error {
 	if len(patterns) == 0 {
 		return nil
 	}
-	list := append([]string{"systemctl", "list-units", "--plain", "--no-legend", "--full",
-		"--state=active,activating,deactivating,reloading"}, patterns...)
-	out, err := h.run(ctx, list...)
-	if err != nil {
-		return fmt.Errorf("cannot list units: %w", err)
-	}
-	var running []string
-	for line := range strings.Lines(out) {
-		if fields := strings.Fields(line); len(fields) > 0 {
-			running = append(running, fields[0])
-		}
-	}
-	if len(running) == 0 {
-		return nil
+	running, err := h.matching(ctx, patterns...)
+	if err != nil || len(running) == 0 {
+		return err
 	}
 	if _, err := h.run(ctx, append([]string{"systemctl", "stop"}, running...)...); err != nil {
 		return fmt.Errorf("cannot stop %s: %w", strings.Join(running, ", "), err)
@@ -119,11 +114,27 @@ func (h *host) stop(ctx context.Context, patterns []string) error {
 	return nil
 }
 
-// present returns those units whose files we wrote and that are there.
+// matching returns the units that match and run.
+func (h *host) matching(ctx context.Context, patterns ...string) (running []string, err error) {
+	list := append([]string{"systemctl", "list-units", "--plain", "--no-legend", "--full",
+		"--state=active,activating,deactivating,reloading"}, patterns...)
+	out, err := h.run(ctx, list...)
+	if err != nil {
+		return nil, fmt.Errorf("cannot list units: %w", err)
+	}
+	for line := range strings.Lines(out) {
+		if fields := strings.Fields(line); len(fields) > 0 {
+			running = append(running, fields[0])
+		}
+	}
+	return running, nil
+}
+
+// present returns those units whose files are ours, or our package's, and there.
 func (h *host) present(m *manifest, names ...string) []string {
 	return slices.DeleteFunc(names, func(name string) bool {
-		_, err := os.Lstat(h.at(unitPath(name)))
-		return err != nil || len(m.Files[unitPath(name)]) == 0
+		_, err := os.Lstat(h.at(h.unitPath(name)))
+		return err != nil || !m.has(h.unitPath(name))
 	})
 }
 
@@ -134,7 +145,7 @@ func (h *host) removeAll(ctx context.Context, m *manifest, purge bool) error {
 				return err
 			}
 		}
-		if err := h.removeJournal(ctx); err != nil {
+		if err := h.removeJournal(); err != nil {
 			return err
 		}
 	}
@@ -157,10 +168,12 @@ func (h *host) removeAll(ctx context.Context, m *manifest, purge bool) error {
 	if err := h.removeDirs(m); err != nil {
 		return err
 	}
-	if purge {
-		return h.returnRange(ctx, m)
+	if m.Package != nil {
+		h.say("left the programs and units of the package")
+		m.Package = nil
 	}
-	return nil
+	// No file of a VM that stays belongs to one of these ids.
+	return h.returnRange(ctx, m)
 }
 
 // removeFile removes a file that holds what an installation wrote. anyContent
@@ -230,26 +243,35 @@ func (h *host) removeTree(m *manifest, dir string) error {
 
 var machineID = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[0-9a-f]{32}$`) })
 
-// removeJournal removes the VMs' consoles, which journald keeps in a namespace
-// named banger.
-func (h *host) removeJournal(ctx context.Context) error {
+// journalDirs returns where the VMs' consoles are, which journald keeps in a
+// namespace named banger.
+func (h *host) journalDirs() (dirs []string, err error) {
 	raw, err := os.ReadFile(h.at("/etc/machine-id"))
 	id := strings.TrimSpace(string(raw))
 	if errors.Is(err, fs.ErrNotExist) || (err == nil && !machineID().MatchString(id)) {
-		return nil // then journald has written nothing either
+		return nil, nil // then journald has written nothing either
 	}
 	if err != nil {
-		return fmt.Errorf("cannot find the VMs' journal: %w", err)
-	}
-	if err := h.stop(ctx, []string{"systemd-journald@banger.service",
-		"systemd-journald@banger.socket", "systemd-journald-varlink@banger.socket"}); err != nil {
-		return err
+		return nil, fmt.Errorf("cannot find the VMs' journal: %w", err)
 	}
 	for _, parent := range []string{"/var/log/journal", "/run/log/journal"} {
 		dir := filepath.Join(parent, id+".banger")
-		if _, err := os.Lstat(h.at(dir)); errors.Is(err, fs.ErrNotExist) {
-			continue
+		switch _, err := os.Lstat(h.at(dir)); {
+		case err == nil:
+			dirs = append(dirs, dir)
+		case !errors.Is(err, fs.ErrNotExist):
+			return nil, fmt.Errorf("cannot find the VMs' journal: %w", err)
 		}
+	}
+	return dirs, nil
+}
+
+func (h *host) removeJournal() error {
+	dirs, err := h.journalDirs()
+	if err != nil {
+		return err
+	}
+	for _, dir := range dirs {
 		if err := os.RemoveAll(h.at(dir)); err != nil {
 			return fmt.Errorf("cannot remove the VMs' journal: %w", err)
 		}
@@ -272,16 +294,11 @@ func (h *host) removeEtc() error {
 }
 
 // sayLeft names everything that is still there and ours.
-func (h *host) sayLeft(m *manifest) {
-	for _, path := range slices.Sorted(maps.Keys(m.Files)) {
+func (h *host) sayLeft(m *manifest) error {
+	all, err := h.left(m)
+	for _, path := range all {
 		h.say("left %s", path)
 	}
-	for _, dir := range stateDirs {
-		if m.made(dir) {
-			h.say("left %s", dir)
-		}
-	}
-	for _, path := range slices.Sorted(maps.Keys(m.Lines)) {
-		h.say("left %s in %s", m.Lines[path], path)
-	}
+	h.say("left until the next boot: loaded kernel modules and net.ipv4.ip_forward, which others may need by now")
+	return err
 }

@@ -9,12 +9,14 @@ import (
 	"banger/internal/paths"
 )
 
+const vmDropIns = paths.AdminUnits + "/banger-vm-.service.d"
+
 func TestUninstallKeepsState(t *testing.T) {
 	f := newHost(t)
 	f.mustInstall()
 	f.put(paths.StateDir+"/banger.db", "vms")
 	f.put("/run/banger/bangerd.sock", "")
-	f.put(dropInDir+"/50-mine.conf", "[Service]\n")
+	f.put(vmDropIns+"/50-mine.conf", "[Service]\n")
 	f.active["banger-vm-0123456789ab.service"] = true
 	f.active["banger-helper.service"] = true
 	out := f.mustUninstall(false)
@@ -33,20 +35,20 @@ func TestUninstallKeepsState(t *testing.T) {
 	if want := []string{"banger-guests.service", "banger-dns.socket bangerd.service bangerd.socket", "banger-vm-0123456789ab.service", "banger-helper.service banger-helper.socket"}; !slices.Equal(stops, want) {
 		t.Errorf("stopped %q, want %q", stops, want)
 	}
-	for _, path := range []string{paths.BinDir + "/banger", paths.LibexecDir, unitPath("bangerd.service"), paths.InstallFile, modulesFile, "/run/banger"} {
+	for _, path := range []string{paths.BinDir + "/banger", paths.LibexecDir, f.unitPath("bangerd.service"), paths.InstallFile, modulesFile, "/run/banger"} {
 		if f.exists(path) {
 			t.Errorf("%s is still there", path)
 		}
 	}
-	for _, path := range []string{paths.StateDir + "/banger.db", paths.ConfigFile, dropInDir + "/50-mine.conf", manifestFile} {
+	for _, path := range []string{paths.StateDir + "/banger.db", paths.ConfigFile, vmDropIns + "/50-mine.conf", manifestFile} {
 		if !f.exists(path) {
 			t.Errorf("%s is gone", path)
 		}
 	}
-	if !strings.Contains(f.read("/etc/subuid"), "banger:200000:65536") {
-		t.Error("the uid range is gone")
+	if strings.Contains(f.read("/etc/subuid")+f.read("/etc/subgid"), "banger") {
+		t.Error("the uid range is still reserved")
 	}
-	for _, want := range []string{"left /var/lib/banger\n", "left /etc/banger/config.toml\n", "left banger:200000:65536 in /etc/subuid", "left " + dropInDir + ": it holds files"} {
+	for _, want := range []string{"left /var/lib/banger\n", "left /etc/banger/config.toml\n", "removed banger:200000:65536 from /etc/subuid", "left " + vmDropIns + ": it holds files"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("output does not say %q:\n%s", want, out)
 		}
@@ -83,7 +85,7 @@ func TestPurgeLeavesNothing(t *testing.T) {
 			t.Errorf("left %s", path)
 		}
 	}
-	for _, path := range []string{"/etc/banger", dropInDir, paths.LibexecDir, paths.StateDir, paths.HelperDir, cacheDir, "/var/log"} {
+	for _, path := range []string{"/etc/banger", vmDropIns, paths.LibexecDir, paths.StateDir, paths.HelperDir, cacheDir, "/var/log"} {
 		if f.exists(path) {
 			t.Errorf("left %s", path)
 		}
@@ -113,9 +115,9 @@ func TestPurgeAfterUninstall(t *testing.T) {
 func TestUninstallKeepsChangedFiles(t *testing.T) {
 	f := newHost(t)
 	f.mustInstall()
-	f.put(unitPath("bangerd.service"), "mine")
+	f.put(f.unitPath("bangerd.service"), "mine")
 	out := f.mustUninstall(true)
-	if f.read(unitPath("bangerd.service")) != "mine" || !strings.Contains(out, "left "+unitPath("bangerd.service")+": it was changed") {
+	if f.read(f.unitPath("bangerd.service")) != "mine" || !strings.Contains(out, "left "+f.unitPath("bangerd.service")+": it was changed") {
 		t.Errorf("a changed file is gone, or not named:\n%s", out)
 	}
 }
@@ -124,7 +126,7 @@ func TestUninstallTouchesNothingForeign(t *testing.T) {
 	f := newHost(t)
 	f.put(paths.LibexecDir+"/bangerd", "other")
 	f.put(paths.StateDir+"/x", "other")
-	f.put(unitPath("bangerd.service"), "other")
+	f.put(f.unitPath("bangerd.service"), "other")
 	f.put("/etc/subuid", "banger:300000:65536\n")
 	before := f.tree()
 	if out := f.mustUninstall(true); out != "banger is not installed\n" || len(f.ran) > 0 {

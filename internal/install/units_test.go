@@ -17,18 +17,22 @@ import (
 var update = flag.Bool("update", false, "write the golden files anew")
 
 func TestUnits(t *testing.T) {
-	files, err := renderUnits(installed.Record{Owner: "dev", UID: 1000, GID: 1000, UIDBase: 200000, UIDCount: 65536,
-		Bridge: installed.DefaultBridge, Network: installed.DefaultNetwork,
-		Firecracker: paths.LibexecDir + "/firecracker", Jailer: paths.LibexecDir + "/jailer", Version: "v1"})
+	files, err := staticUnits(paths.Local, "v1")
 	if err != nil {
 		t.Fatal(err)
 	}
+	owners, err := ownersUnits(installed.Record{Owner: "dev", UID: 1000, GID: 1000, UIDBase: 200000, UIDCount: 65536,
+		Bridge: installed.DefaultBridge, Network: installed.DefaultNetwork}, "v1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files = append(files, owners...)
 	golden := map[string]bool{}
 	for _, f := range files {
 		if strings.Contains(f.text, "{{") || strings.Contains(f.text, "<no value>") || strings.Contains(f.text, "invalid IP") {
 			t.Errorf("%s is not rendered whole", f.path)
 		}
-		name := filepath.Join("testdata", strings.TrimPrefix(f.path, paths.UnitDir))
+		name := filepath.Join("testdata", strings.TrimPrefix(f.path, paths.AdminUnits))
 		golden[name] = true
 		if *update {
 			if err := os.WriteFile(name, []byte(f.text), 0o644); err != nil {

@@ -1,5 +1,6 @@
 // Package paths names every place banger keeps something on a host, so that
-// the layout can be read on one page. Nothing here touches the disk.
+// the layout can be read on one page. Where programs and units are depends on
+// where the running program lies, see layout.go.
 package paths
 
 // Places of an installed banger.
@@ -24,10 +25,6 @@ const (
 
 	// SysctlFile lets the host forward what guests with NAT send.
 	SysctlFile = "/etc/sysctl.d/60-banger.conf"
-
-	BinDir     = "/usr/local/bin"
-	LibexecDir = "/usr/local/libexec/banger"
-	UnitDir    = "/etc/systemd/system"
 )
 
 // Inside every jail, the same in each, since a snapshot can only be loaded

@@ -205,7 +205,7 @@ func Command(t testing.TB, ctx context.Context, args ...string) *exec.Cmd {
 	owner := Owner(t)
 	ctx, cancel := context.WithTimeoutCause(ctx, commandTime, errStuck)
 	t.Cleanup(cancel)
-	c := exec.CommandContext(ctx, "/usr/local/bin/banger", args...)
+	c := exec.CommandContext(ctx, filepath.Join(paths.LayoutOf(owner.Firecracker).Bin, "banger"), args...)
 	c.Cancel = func() error {
 		if !errors.Is(context.Cause(ctx), errStuck) {
 			return c.Process.Kill()
