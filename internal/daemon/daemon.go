@@ -17,8 +17,10 @@ import (
 	"banger/internal/config"
 	"banger/internal/disk"
 	"banger/internal/dns"
+	"banger/internal/doctor"
 	"banger/internal/helper"
 	"banger/internal/identity"
+	"banger/internal/install"
 	"banger/internal/installed"
 	"banger/internal/jsonhttp"
 	"banger/internal/paths"
@@ -30,6 +32,7 @@ import (
 type Daemon struct {
 	log     *slog.Logger
 	record  installed.Record
+	host    doctor.Host
 	config  config.Config
 	store   *store.Store
 	helper  *helper.Client
@@ -61,6 +64,11 @@ func Open(ctx context.Context, log *slog.Logger) (d *Daemon, err error) {
 	if d.record, err = installed.Load(paths.InstallFile); err != nil {
 		return d, err
 	}
+	units, err := install.UnitTexts(d.record)
+	if err != nil {
+		return d, err
+	}
+	d.host = doctor.ThisHost(d.record, units)
 	if d.config, err = config.Load(paths.ConfigFile); err != nil {
 		return d, err
 	}
