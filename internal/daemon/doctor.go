@@ -25,7 +25,12 @@ const (
 )
 
 func (d *Daemon) getDoctor(ctx context.Context, _ *struct{}) ([]api.Check, error) {
-	return doctor.Ask(ctx, questionTime, d.questions()), nil
+	return doctor.Ask(withDoctor(ctx), questionTime, d.questions()), nil
+}
+
+// withDoctor names what the helper is asked for in its log, as operations do.
+func withDoctor(ctx context.Context) context.Context {
+	return jsonhttp.WithOperation(ctx, "op-doctor-"+rand.Text()[:8])
 }
 
 // questions are all that bangerd can ask of its host.
@@ -176,8 +181,7 @@ func (d *Daemon) repair(ctx context.Context, in *struct{ Body api.RepairRequest 
 			return nil, api.BadRequest("nothing can be repaired of check %.40q", id)
 		}
 	}
-	op := "op-doctor-" + rand.Text()[:8]
-	ctx, cancel := context.WithTimeout(jsonhttp.WithOperation(context.WithoutCancel(ctx), op), repairTime)
+	ctx, cancel := context.WithTimeout(withDoctor(context.WithoutCancel(ctx)), repairTime)
 	defer cancel()
 	failures := map[string]error{}
 	for _, id := range in.Body.Checks {

@@ -49,7 +49,7 @@ var factChecks = []struct {
 		return Pass("no other takes anything from guests")
 	}},
 	{"firecracker", "VMs run in it", firecracker},
-	{"firecracker-advisories", "a guest may get out by a known way", advisories},
+	{"advisories", "a guest may get out by a known way", advisories},
 }
 
 // Facts judges what the helper told.
@@ -74,7 +74,7 @@ func Confinement(f helper.HostFacts, running []string) api.Check {
 			weak = append(weak, fmt.Sprintf("VM %s: %s", v.ID, v.Weak))
 		}
 	}
-	found := Pass("%d VMs run, without rights and with seccomp", looked)
+	found := Pass("%d running VMs looked at: none has rights, all have seccomp", looked)
 	if len(weak) > 0 {
 		found = Fail("stop these VMs, and see checks units, drop-ins and programs", "%s", list(weak))
 	}

@@ -23,18 +23,18 @@ func TestFacts(t *testing.T) {
 		status api.CheckStatus
 		says   string
 	}{
-		"kvm":                    {func(f *helper.HostFacts) { f.KVM = "no" }, "fail", "no"},
-		"device-mapper":          {func(f *helper.HostFacts) { f.DeviceMapper = "no" }, "fail", "no"},
-		"loop":                   {func(f *helper.HostFacts) { f.Loop = "no" }, "fail", "no"},
-		"tun":                    {func(f *helper.HostFacts) { f.Tun = "no" }, "fail", "no"},
-		"jail":                   {func(f *helper.HostFacts) { f.Jail = "mounted nodev" }, "fail", "nodev"},
-		"jail-tree":              {func(f *helper.HostFacts) { f.Tree = "a\nb" }, "fail", "a; b"},
-		"foreign-files":          {func(f *helper.HostFacts) { f.Foreign = []string{"/x"} }, "warn", "/x"},
-		"nft":                    {func(f *helper.HostFacts) { f.NFT = "no" }, "fail", "no"},
-		"forwarding":             {func(f *helper.HostFacts) { f.Forwarding = "no" }, "warn", "no"},
-		"firewall":               {func(f *helper.HostFacts) { f.Firewall = []string{"ufw", "docker"} }, "warn", "ufw; docker"},
-		"firecracker":            {func(f *helper.HostFacts) { f.Jailer = "1.12.1" }, "fail", "jailer is 1.12.1"},
-		"firecracker-advisories": {func(f *helper.HostFacts) { f.Firecracker, f.Jailer = "1.12.1", "1.12.1" }, "warn", "CVE-2026-1386"},
+		"kvm":           {func(f *helper.HostFacts) { f.KVM = "no" }, "fail", "no"},
+		"device-mapper": {func(f *helper.HostFacts) { f.DeviceMapper = "no" }, "fail", "no"},
+		"loop":          {func(f *helper.HostFacts) { f.Loop = "no" }, "fail", "no"},
+		"tun":           {func(f *helper.HostFacts) { f.Tun = "no" }, "fail", "no"},
+		"jail":          {func(f *helper.HostFacts) { f.Jail = "mounted nodev" }, "fail", "nodev"},
+		"jail-tree":     {func(f *helper.HostFacts) { f.Tree = "a\nb" }, "fail", "a; b"},
+		"foreign-files": {func(f *helper.HostFacts) { f.Foreign = []string{"/x"} }, "warn", "/x"},
+		"nft":           {func(f *helper.HostFacts) { f.NFT = "no" }, "fail", "no"},
+		"forwarding":    {func(f *helper.HostFacts) { f.Forwarding = "no" }, "warn", "no"},
+		"firewall":      {func(f *helper.HostFacts) { f.Firewall = []string{"ufw", "docker"} }, "warn", "ufw; docker"},
+		"firecracker":   {func(f *helper.HostFacts) { f.Jailer = "1.12.1" }, "fail", "jailer is 1.12.1"},
+		"advisories":    {func(f *helper.HostFacts) { f.Firecracker, f.Jailer = "1.12.1", "1.12.1" }, "warn", "CVE-2026-1386"},
 	} {
 		f := goodFacts()
 		c.spoil(&f)

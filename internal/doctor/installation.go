@@ -179,7 +179,7 @@ func Agents(daemon string, agents map[string]string) Finding {
 		}
 	}
 	if len(old) == 0 {
-		return Pass("%d VMs run, all with the agent of this banger", len(agents))
+		return Pass("those of %d running VMs are of this banger", len(agents))
 	}
 	return Warn("banger vm restart them when it suits", "agents of another version are in %s", list(old))
 }

@@ -132,7 +132,7 @@ func TestVersions(t *testing.T) {
 	check(t, "same", h.Versions("v2", "v2"), "pass", "v2")
 	check(t, "old helper", h.Versions("v2", "v1"), "warn", "helper is v1")
 	check(t, "old both", h.Versions("v1", "v1"), "warn", "v2 is installed")
-	check(t, "no VM", Agents("v2", nil), "pass", "0 VMs")
+	check(t, "no VM", Agents("v2", nil), "pass", "of 0 running")
 	check(t, "agents", Agents("v2", map[string]string{"a": "v2", "b": "v1"}), "warn", "b (v1)")
 	many := map[string]string{}
 	for c := 'a'; c < 'a'+12; c++ {

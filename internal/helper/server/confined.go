@@ -99,20 +99,43 @@ func (s *Server) confinement(ids []string) (out []helper.VMM, err error) {
 		}
 		v := helper.VMM{ID: id}
 		for pid := range strings.FieldsSeq(string(raw)) {
-			status, err := os.ReadFile("/proc/" + pid + "/status")
+			status, err := readProcess(pid)
 			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
 				continue // ended meanwhile
 			}
 			if err != nil {
 				return nil, fmt.Errorf("cannot look at a process of VM %s: %w", id, err)
 			}
-			if weak := weakness(string(status), slot.UID); weak != "" {
+			if weak := weakness(status, slot.UID); status != "" && weak != "" {
 				v.Weak = weak
 			}
 		}
 		out = append(out, v)
 	}
 	return out, nil
+}
+
+// readProcess returns /proc/PID/status; nothing for a thread of the kernel, of
+// which KVM puts one into the cgroup of each VMM.
+func readProcess(pid string) (string, error) {
+	stat, err := os.ReadFile("/proc/" + pid + "/stat")
+	if err != nil || isKernelThread(string(stat)) {
+		return "", err
+	}
+	status, err := os.ReadFile("/proc/" + pid + "/status")
+	return string(status), err
+}
+
+// isKernelThread reads /proc/PID/stat, in which a process chooses its own name,
+// the part in parentheses, but not its flags.
+func isKernelThread(stat string) bool {
+	const flags, kernelThread = 6, 0x00200000 // PF_KTHREAD of the kernel's sched.h
+	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
+	if len(fields) <= flags {
+		return false
+	}
+	n, err := strconv.ParseUint(fields[flags], 10, 64)
+	return err == nil && n&kernelThread != 0
 }
 
 // weakness reads /proc/PID/status: what the process of a VM has and should not.

@@ -88,3 +88,16 @@ func TestConfinementOfWhatDoesNotRun(t *testing.T) {
 		t.Errorf("%+v, %v", got, err)
 	}
 }
+
+func TestKernelThreadsAreTold(t *testing.T) {
+	for stat, want := range map[string]bool{
+		"813 (kvm-nx-lpage-re) S 2 0 0 0 -1 2129984 0 0":               true,
+		"814 (firecracker) S 1 814 814 0 -1 4194560 0 0":               false,
+		"814 (a) S 2 0 0 0 -1 2129984 0 0) S 1 814 814 0 -1 4194560 0": false,
+		"814 (cut": false, "": false, "814 (x) S 1 2 3 4 5 many": false,
+	} {
+		if got := isKernelThread(stat); got != want {
+			t.Errorf("%q: %v", stat, got)
+		}
+	}
+}
