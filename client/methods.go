@@ -48,9 +48,14 @@ func (c *Client) CreateVM(ctx context.Context, spec api.VMSpec) (api.Operation, 
 	return call[api.Operation](ctx, c, http.MethodPost, "/v1/vms", spec)
 }
 
-// StartVM starts a VM that does not run.
-func (c *Client) StartVM(ctx context.Context, ref string) (api.Operation, error) {
-	return call[api.Operation](ctx, c, http.MethodPost, vmPath(ref, "/start"), nil)
+// StartVM starts a VM that does not run. With repair its disks are mended even
+// if that loses files.
+func (c *Client) StartVM(ctx context.Context, ref string, repair bool) (api.Operation, error) {
+	path := vmPath(ref, "/start")
+	if repair {
+		path += "?repair=true"
+	}
+	return call[api.Operation](ctx, c, http.MethodPost, path, nil)
 }
 
 // StopVM asks the guest to end and kills it after timeout; 0 means the

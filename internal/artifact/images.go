@@ -21,8 +21,8 @@ type Images struct {
 
 // OpenImages returns those in dir, swept of what unfinished imports left.
 // virtualSize is that of new images, in bytes.
-func OpenImages(ctx context.Context, s *store.Store, dir string, virtualSize int64, log *slog.Logger) (*Images, error) {
-	c := &Images{store: s, shelf: shelf{Dir: dir, Kind: "image"}, virtualSize: virtualSize}
+func OpenImages(ctx context.Context, s *store.Store, dir string, virtualSize, reserve int64, log *slog.Logger) (*Images, error) {
+	c := &Images{store: s, shelf: shelf{Dir: dir, Kind: "image", Reserve: reserve}, virtualSize: virtualSize}
 	images, err := s.Images(ctx)
 	if err != nil {
 		return nil, err

@@ -45,9 +45,9 @@ type Kernels struct {
 
 // OpenKernels returns those in stateDir/kernels, swept of what unfinished
 // imports left. agent is the path of banger-agent.
-func OpenKernels(ctx context.Context, s *store.Store, stateDir, agent string, blobs Blobs, log *slog.Logger) (*Kernels, error) {
+func OpenKernels(ctx context.Context, s *store.Store, stateDir, agent string, reserve int64, blobs Blobs, log *slog.Logger) (*Kernels, error) {
 	c := &Kernels{store: s, agent: agent, blobs: blobs, log: log,
-		shelf:     shelf{Dir: filepath.Join(stateDir, dirName), Kind: "kernel"},
+		shelf:     shelf{Dir: filepath.Join(stateDir, dirName), Kind: "kernel", Reserve: reserve},
 		agentHash: sync.OnceValues(func() (string, error) { return hashFile(agent) })}
 	kernels, err := s.Kernels(ctx)
 	if err != nil {

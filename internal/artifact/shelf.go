@@ -22,7 +22,7 @@ import (
 	"banger/internal/store"
 )
 
-var validName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
+var validName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`) })
 
 // staging marks a directory that is still being filled.
 const staging = ".import-"
@@ -31,6 +31,8 @@ const staging = ".import-"
 type shelf struct {
 	Dir  string
 	Kind string // "image", "kernel": for errors
+	// Reserve is how many bytes an import leaves free, more than a start asks for.
+	Reserve int64
 
 	mu   sync.Mutex
 	busy map[string]bool // names being imported
@@ -47,7 +49,7 @@ func (s *shelf) Import(ctx context.Context, name string, taken func() error,
 			err = fmt.Errorf("cannot import %s %q: %w", s.Kind, name, err)
 		}
 	}()
-	if !validName.MatchString(name) {
+	if !validName().MatchString(name) {
 		return api.BadRequest("this is no name").
 			WithHint("a name has 1 to 63 characters of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit")
 	}
@@ -78,12 +80,8 @@ func (s *shelf) Import(ctx context.Context, name string, taken func() error,
 	return record(context.WithoutCancel(ctx), id) // else the record could be there and the files gone
 }
 
-const (
-	// reserve is what an import leaves free, more than a start asks for.
-	reserve = 768 << 20
-	// lookEvery is how often free space is asked for; nothing tells of it.
-	lookEvery = 200 * time.Millisecond
-)
+// lookEvery is how often free space is asked for; nothing tells of it.
+const lookEvery = 200 * time.Millisecond
 
 // fill runs f while enough is free.
 func (s *shelf) fill(ctx context.Context, dir string, f func(context.Context, string) error) error {
@@ -118,8 +116,8 @@ func (s *shelf) room() error {
 	if err != nil {
 		return err
 	}
-	if free < reserve {
-		return api.Problemf(507, api.CodeNoSpace, "no space: %d MiB are free in %s, and %d are kept for the VMs", free>>20, s.Dir, reserve>>20).
+	if free < s.Reserve {
+		return api.Problemf(507, api.CodeNoSpace, "no space: %d MiB are free in %s, and %d are kept for the VMs", free>>20, s.Dir, s.Reserve>>20).
 			WithHint("delete what is no longer needed, see `banger image list` and `banger vm list`")
 	}
 	return nil

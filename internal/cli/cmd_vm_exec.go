@@ -6,6 +6,7 @@ import (
 	"path"
 	"regexp"
 	"strings"
+	"sync"
 
 	"github.com/spf13/cobra"
 
@@ -70,7 +71,7 @@ func (a *App) exec(ctx context.Context, c *client.Client, ref string, command co
 
 // A stricter rule than the guest's, which takes all but = and NUL: what is not
 // such a name is a mistake.
-var variableName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]{0,255}$`)
+var variableName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]{0,255}$`) })
 
 const maxEnv = 1000
 
@@ -111,7 +112,7 @@ func (s *sessionFlags) command(cmd *cobra.Command, argv []string, getenv func(st
 			v = getenv(k)
 		}
 		switch {
-		case !variableName.MatchString(k) || strings.ContainsRune(v, 0):
+		case !variableName().MatchString(k) || strings.ContainsRune(v, 0):
 			return out, usage(cmd, "-e %q is not K=V", e)
 		case given || v != "": // one we do not have is not passed on
 			out.exec.Env = append(out.exec.Env, k+"="+v)

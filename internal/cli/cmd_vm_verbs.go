@@ -16,10 +16,15 @@ import (
 )
 
 func (a *App) vmStartCommand() *cobra.Command {
-	return a.manyCommand(&cobra.Command{
+	var repair bool
+	cmd := a.manyCommand(&cobra.Command{
 		Use: "start NAME...", Short: "Start VMs that do not run",
 		Example: "  banger vm start box",
-	}, "starting", (*client.Client).StartVM)
+	}, "starting", func(c *client.Client, ctx context.Context, ref string) (api.Operation, error) {
+		return c.StartVM(ctx, ref, repair)
+	})
+	cmd.Flags().BoolVar(&repair, "repair", false, "mend damaged disks even if that loses files")
+	return cmd
 }
 
 func (a *App) vmStopCommand() *cobra.Command {

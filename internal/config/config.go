@@ -15,6 +15,7 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/BurntSushi/toml"
@@ -156,7 +157,7 @@ func (e *badValue) Error() string {
 	return fmt.Sprintf("%s = %#v is not allowed, want %s", e.key, e.value, e.allowed)
 }
 
-var namePattern = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$`)
+var namePattern = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$`) })
 
 func (d document) check() (Config, error) {
 	v := d.VMDefaults
@@ -168,10 +169,10 @@ func (d document) check() (Config, error) {
 		return c, bad("debug, info, warn or error", d.LogLevel, "log_level")
 	}
 	const names = "a name of at most 63 letters a-z, digits, dots, hyphens and underscores"
-	if !namePattern.MatchString(d.DefaultImage) {
+	if !namePattern().MatchString(d.DefaultImage) {
 		return c, bad(names, d.DefaultImage, "default_image")
 	}
-	if !namePattern.MatchString(d.DefaultKernel) {
+	if !namePattern().MatchString(d.DefaultKernel) {
 		return c, bad(names, d.DefaultKernel, "default_kernel")
 	}
 	if v.VCPU < minVCPU || v.VCPU > maxVCPU {

@@ -37,11 +37,12 @@ func (d *Daemon) dial(w http.ResponseWriter, r *http.Request) {
 		writeError(w, api.Problemf(http.StatusUpgradeRequired, api.CodeBadRequest, "cannot dial: the request lacks `Upgrade: %s`", upgradeName))
 		return
 	}
-	guest, err := d.vms.Dial(r.Context(), r.PathValue("ref"), uint32(port))
+	guest, over, err := d.vms.Dial(r.Context(), r.PathValue("ref"), uint32(port))
 	if err != nil {
 		writeError(w, err)
 		return
 	}
+	defer over()
 	defer guest.Close()
 	caller, buffered, err := http.NewResponseController(w).Hijack()
 	if err != nil {

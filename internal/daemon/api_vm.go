@@ -42,17 +42,23 @@ func (d *Daemon) createVM(ctx context.Context, in *struct{ Body api.VMSpec }) (a
 		if in.Body.NoStart {
 			return nil
 		}
-		return d.vms.Start(ctx, v.ID, op)
+		return d.vms.Start(ctx, v.ID, false, op)
 	})
 }
 
-func (d *Daemon) startVM(ctx context.Context, in *RefInput) (api.Operation, error) {
+// StartInput is exported for huma, like RefInput.
+type StartInput struct {
+	RefInput
+	Repair bool `query:"repair" doc:"mend disks even if that loses files"`
+}
+
+func (d *Daemon) startVM(ctx context.Context, in *StartInput) (api.Operation, error) {
 	v, err := d.vms.Get(ctx, in.Ref)
 	if err != nil {
 		return api.Operation{}, err
 	}
 	return d.vmOperation(ctx, "vm.start", v, func(ctx context.Context, op *operation) error {
-		return d.vms.Start(ctx, v.ID, op)
+		return d.vms.Start(ctx, v.ID, in.Repair, op)
 	})
 }
 

@@ -78,11 +78,11 @@ func Open(ctx context.Context, log *slog.Logger) (d *Daemon, err error) {
 	if d.store, err = store.Open(ctx, filepath.Join(paths.StateDir, "banger.db")); err != nil {
 		return d, err
 	}
-	if d.images, err = artifact.OpenImages(ctx, d.store, filepath.Join(paths.StateDir, "images"), d.config.VMDefaults.ImageSize, log); err != nil {
+	if d.images, err = artifact.OpenImages(ctx, d.store, filepath.Join(paths.StateDir, "images"), d.config.VMDefaults.ImageSize, d.room(), log); err != nil {
 		return d, err
 	}
 	agent := filepath.Join(paths.LibexecDir, "banger-agent")
-	if d.kernels, err = artifact.OpenKernels(ctx, d.store, paths.StateDir, agent, d.helper, log); err != nil {
+	if d.kernels, err = artifact.OpenKernels(ctx, d.store, paths.StateDir, agent, d.room(), d.helper, log); err != nil {
 		return d, err
 	}
 	d.vms, err = vm.NewManager(ctx, vm.Options{
@@ -112,10 +112,13 @@ func (workFiles) Create(ctx context.Context, path string, bytes int64) error {
 
 func (workFiles) Grow(path string, bytes int64) error { return disk.Grow(path, bytes) }
 
-// watchSpace pauses VMs while the disk that theirs lie on is nearly full. Half
-// of the reserve more has to be free before they go on.
+// room is what has to be free, in bytes, before disks may grow again, and what an
+// import leaves: the reserve and half as much.
+func (d *Daemon) room() int64 { return d.config.DiskReserve * 3 / 2 }
+
+// watchSpace pauses VMs while the disk that theirs lie on is nearly full.
 func (d *Daemon) watchSpace() {
-	guard := &disk.Guard{Dir: paths.StateDir, Reserve: d.config.DiskReserve, Resume: d.config.DiskReserve * 3 / 2,
+	guard := &disk.Guard{Dir: paths.StateDir, Reserve: d.config.DiskReserve, Resume: d.room(),
 		Changed: func(low bool, free int64) { d.vms.LowSpace(d.ending, low, free) }}
 	// VMs may be paused for it since before this bangerd: they go on as soon as
 	// there is room, and what runs is paused if there is none.

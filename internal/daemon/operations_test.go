@@ -161,7 +161,7 @@ func TestTheRecordOfACutOffStartSaysWhy(t *testing.T) {
 	}
 	ctx, end := context.WithCancelCause(t.Context())
 	end(vm.ErrEnding)
-	if err := d.vms.Start(ctx, v.ID, &operation{changed: make(chan struct{})}); err == nil {
+	if err := d.vms.Start(ctx, v.ID, false, &operation{changed: make(chan struct{})}); err == nil {
 		t.Fatal("it started")
 	}
 	got, err := d.vms.Get(t.Context(), v.ID)

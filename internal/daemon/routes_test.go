@@ -30,7 +30,7 @@ func bareDaemon(t *testing.T) *Daemon {
 	d := &Daemon{log: quiet(), store: s, ops: newOperations(quiet())}
 	d.ending, d.end = context.WithCancelCause(t.Context())
 	d.leases = newLeases(d.abandoned)
-	if d.images, err = artifact.OpenImages(t.Context(), s, dir+"/images", 1<<30, quiet()); err != nil {
+	if d.images, err = artifact.OpenImages(t.Context(), s, dir+"/images", 1<<30, 0, quiet()); err != nil {
 		t.Fatal(err)
 	}
 	if d.vms, err = vm.NewManager(t.Context(), vm.Options{Store: s, Log: quiet(), StateDir: dir, ExitDir: dir,

@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -212,13 +213,13 @@ func (b *builder) runScript(ctx context.Context, script string) error {
 	return nil
 }
 
-var inodeLine = regexp.MustCompile(`(?m)^Inode: (\d+) `)
+var inodeLine = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(?m)^Inode: (\d+) `) })
 
 // inodeOf returns "<N>" for a path. Given as an argument of the program it may
 // hold line breaks.
 func (b *builder) inodeOf(ctx context.Context, path string) (string, error) {
 	out, err := b.command(ctx, b.debugfs, "-R", "stat "+quote("/"+path), b.image).CombinedOutput()
-	m := inodeLine.FindSubmatch(out)
+	m := inodeLine().FindSubmatch(out)
 	if err == nil && m == nil {
 		err = errors.New("no inode")
 	}

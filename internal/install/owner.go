@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 
 	"banger/api"
 )
@@ -19,7 +20,7 @@ type owner struct {
 
 // ownerPattern is what systemd takes as a user name without complaint, and
 // what can stand in a unit file as it is.
-var ownerPattern = regexp.MustCompile(`^[a-zA-Z_][a-zA-Z0-9_-]{0,30}$`)
+var ownerPattern = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-zA-Z_][a-zA-Z0-9_-]{0,30}$`) })
 
 // findOwner asks the name service switch, so that users who are in no file are
 // found too.
@@ -27,7 +28,7 @@ func (h *host) findOwner(ctx context.Context, name string) (owner, error) {
 	if name == "" {
 		return owner{}, api.BadRequest("cannot install banger: no owner is named").WithHint("name the user who may make VMs: --owner USER")
 	}
-	if !ownerPattern.MatchString(name) {
+	if !ownerPattern().MatchString(name) {
 		return owner{}, api.BadRequest("cannot install banger for %q: that is not a user name systemd accepts", name)
 	}
 	out, err := h.run(ctx, "getent", "passwd", name)

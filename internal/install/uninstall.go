@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/moby/sys/mountinfo"
 
@@ -227,14 +228,14 @@ func (h *host) removeTree(m *manifest, dir string) error {
 	return nil
 }
 
-var machineID = regexp.MustCompile(`^[0-9a-f]{32}$`)
+var machineID = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[0-9a-f]{32}$`) })
 
 // removeJournal removes the VMs' consoles, which journald keeps in a namespace
 // named banger.
 func (h *host) removeJournal(ctx context.Context) error {
 	raw, err := os.ReadFile(h.at("/etc/machine-id"))
 	id := strings.TrimSpace(string(raw))
-	if errors.Is(err, fs.ErrNotExist) || (err == nil && !machineID.MatchString(id)) {
+	if errors.Is(err, fs.ErrNotExist) || (err == nil && !machineID().MatchString(id)) {
 		return nil // then journald has written nothing either
 	}
 	if err != nil {

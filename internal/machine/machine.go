@@ -31,6 +31,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 
 	"banger/api"
 )
@@ -61,14 +62,14 @@ type Machine struct {
 	Dir string
 }
 
-var validName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$`)
+var validName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$`) })
 
 // New returns the handle of the machine called name; "" means DefaultName.
 func New(name string) (*Machine, error) {
 	if name == "" {
 		name = DefaultName
 	}
-	if !validName.MatchString(name) {
+	if !validName().MatchString(name) {
 		return nil, api.BadRequest("%q is no machine name", name).
 			WithHint("use up to 32 of a-z, 0-9 and -, with no hyphen at either end")
 	}

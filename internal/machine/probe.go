@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -147,8 +148,8 @@ func runProbe(parent context.Context, dir string) (console string, v verdict, er
 	return b.String(), v, nil
 }
 
-var virtualisation = regexp.MustCompile(`(?m)^flags\s*:.* (vmx|svm)( |\r?$)`)
+var virtualisation = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(?m)^flags\s*:.* (vmx|svm)( |\r?$)`) })
 
 // nestsGuests tells whether the processor described by cpuinfo lets its own
 // guests run guests, as the appliance must.
-func nestsGuests(cpuinfo string) bool { return virtualisation.MatchString(cpuinfo) }
+func nestsGuests(cpuinfo string) bool { return virtualisation().MatchString(cpuinfo) }

@@ -43,7 +43,7 @@ func TestStartUpToTheLaunch(t *testing.T) {
 	start := func() {
 		t.Helper()
 		h.calls = nil
-		if err := m.Start(t.Context(), v.ID, &stages{}); err == nil {
+		if err := m.Start(t.Context(), v.ID, false, &stages{}); err == nil {
 			t.Fatal("it started")
 		}
 	}

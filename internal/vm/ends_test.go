@@ -120,6 +120,19 @@ func TestIdleIsSinceTheLastUse(t *testing.T) {
 	if since := a.traffic("x", 101, used.Add(time.Hour)); !since.Equal(used) {
 		t.Errorf("used: idle since %s", since)
 	}
+	over := a.use("x")
+	if since := a.traffic("x", 101, used.Add(2*time.Hour)); !since.Equal(used.Add(2 * time.Hour)) {
+		t.Errorf("with an open stream it is idle since %s", since)
+	}
+	over()
+	a.forget("x")
+	a.use("x")()
+	over = a.use("x")
+	a.forget("x")
+	over()
+	if len(a.last) != 0 {
+		t.Errorf("a deleted VM is remembered: %v", a.last)
+	}
 	a.forget("x")
 	if len(a.last) != 0 {
 		t.Error("a deleted VM is remembered")

@@ -28,7 +28,12 @@ type exitWatch struct {
 	done   chan struct{}
 
 	mu      sync.Mutex
-	waiting map[string][]chan helper.Exit
+	waiting map[string][]waiter // guarded by mu
+}
+
+type waiter struct {
+	ch      chan helper.Exit
+	earlier int64 // UnixNano of a verdict that is not meant
 }
 
 func watchExits(dir string, onExit func(helper.Exit)) (*exitWatch, error) {
@@ -37,7 +42,7 @@ func watchExits(dir string, onExit func(helper.Exit)) (*exitWatch, error) {
 		return nil, fmt.Errorf("cannot watch %s: %w", dir, err)
 	}
 	w := &exitWatch{dir: dir, file: os.NewFile(uintptr(fd), "inotify"), onExit: onExit,
-		done: make(chan struct{}), waiting: map[string][]chan helper.Exit{}}
+		done: make(chan struct{}), waiting: map[string][]waiter{}}
 	if _, err := unix.InotifyAddWatch(fd, dir, unix.IN_MOVED_TO|unix.IN_ONLYDIR); err != nil {
 		return nil, errors.Join(fmt.Errorf("cannot watch %s: %w", dir, err), w.file.Close())
 	}
@@ -53,17 +58,29 @@ func (w *exitWatch) close() error {
 
 // wait returns a channel that gets the next verdict on the VM, and a function
 // that ends the waiting.
-func (w *exitWatch) wait(id string) (<-chan helper.Exit, func()) {
+func (w *exitWatch) wait(id string) (<-chan helper.Exit, func()) { return w.waitBehind(id, 0) }
+
+// waitForNew is wait for a VM that is started now: the verdict on its earlier run
+// is there already, and may not have been told yet.
+func (w *exitWatch) waitForNew(id string) (<-chan helper.Exit, func()) {
+	old, err := readExit(w.dir, id)
+	if err != nil { // none, or one that nobody can read
+		return w.waitBehind(id, 0)
+	}
+	return w.waitBehind(id, old.UnixNano)
+}
+
+func (w *exitWatch) waitBehind(id string, earlier int64) (<-chan helper.Exit, func()) {
 	ch := make(chan helper.Exit, 1)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.waiting[id] = append(w.waiting[id], ch)
+	w.waiting[id] = append(w.waiting[id], waiter{ch, earlier})
 	return ch, func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		kept := w.waiting[id][:0]
 		for _, c := range w.waiting[id] {
-			if c != ch {
+			if c.ch != ch {
 				kept = append(kept, c)
 			}
 		}
@@ -102,9 +119,12 @@ func (w *exitWatch) tell(id string) {
 		e = helper.Exit{ID: id, Result: "unknown"}
 	}
 	w.mu.Lock()
-	for _, ch := range w.waiting[id] {
+	for _, c := range w.waiting[id] {
+		if e.UnixNano != 0 && e.UnixNano == c.earlier {
+			continue
+		}
 		select {
-		case ch <- e:
+		case c.ch <- e:
 		default: // it already has one
 		}
 	}

@@ -12,15 +12,17 @@ import (
 )
 
 // A guest that halted, and whose word nobody heard, looks like one that idles:
-// Firecracker goes on and tells nothing. What it cannot do is to use its
-// virtual CPU and to answer.
+// Firecracker goes on and tells nothing. What it cannot do is to answer.
 const (
 	haltCheck = 20 * time.Second
-	// haltedCPU is about what Firecracker alone takes in haltCheck. Guests that
-	// idle may take as little; they are asked and answer.
-	haltedCPU = 30 * time.Millisecond
-	// haltedLooks is how many times in a row a guest must look halted.
+	// haltedCPU is more than a halted guest's VMM takes in haltCheck, also where
+	// all is emulated (half a second). One that takes more is busy, or hangs.
+	haltedCPU = haltCheck / 10
+	// haltedLooks is how many times in a row a guest must be quiet to be asked.
 	haltedLooks = 2
+	// answeredLooks is for how many looks one that was asked is left alone: most
+	// guests idle, and a question wakes them.
+	answeredLooks = 30
 )
 
 // refusalTime is longer than a guest's kernel takes to refuse a connection when
@@ -30,7 +32,7 @@ const refusalTime = time.Second
 // quiet is what is known of a guest's use of its CPU.
 type quiet struct {
 	cpu   time.Duration // taken until the last look
-	looks int           // at which it seemed halted
+	looks int           // at which it was quiet; below 0 it is left alone
 }
 
 // endHalted ends the VMMs whose guests have halted.
@@ -52,12 +54,12 @@ func (m *Manager) endHalted() {
 			}
 			q, known := seen[id]
 			switch {
-			case !known || used-q.cpu > haltedCPU:
+			case !known || used-q.cpu > haltedCPU && q.looks > 0:
 				q.looks = 0
 			case q.looks < haltedLooks:
 				q.looks++
 			default:
-				q.looks = 0
+				q.looks = -answeredLooks
 				m.tasks.Go(func() { m.endIfHalted(id) })
 			}
 			now[id] = quiet{used, q.looks}

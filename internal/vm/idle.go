@@ -20,8 +20,9 @@ type activity struct {
 }
 
 type use struct {
-	at    time.Time
-	bytes int64 // through the tap, then
+	at      time.Time
+	bytes   int64 // through the tap, then
+	streams int   // that are open
 }
 
 // touch notes that somebody has to do with the VM.
@@ -33,7 +34,24 @@ func (a *activity) note(id string, now time.Time) {
 	if a.last == nil {
 		a.last = map[string]use{}
 	}
-	a.last[id] = use{now, a.last[id].bytes}
+	u := a.last[id]
+	u.at = now
+	a.last[id] = u
+}
+
+// use notes that a stream to the VM is open until the function is called.
+func (a *activity) use(id string) (over func()) {
+	a.note(id, time.Now())
+	a.count(id, 1)
+	return func() { a.count(id, -1) }
+}
+
+func (a *activity) count(id string, n int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if u, known := a.last[id]; known { // else the VM was deleted meanwhile
+		a.last[id] = use{time.Now(), u.bytes, u.streams + n}
+	}
 }
 
 // traffic notes how much has passed the tap and returns since when the VM is
@@ -45,8 +63,8 @@ func (a *activity) traffic(id string, bytes int64, now time.Time) time.Time {
 		a.last = map[string]use{}
 	}
 	u, known := a.last[id]
-	if !known || u.bytes != bytes {
-		u = use{now, bytes}
+	if !known || u.bytes != bytes || u.streams > 0 {
+		u.at, u.bytes = now, bytes
 	}
 	a.last[id] = u
 	return u.at

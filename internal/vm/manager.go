@@ -203,28 +203,34 @@ func (m *Manager) List(ctx context.Context) ([]*store.VM, error) { return m.Stor
 // connectTime bounds a connection to a guest, which may be frozen or hostile.
 const connectTime = 10 * time.Second
 
-// Dial connects to a vsock port of a running VM.
-func (m *Manager) Dial(ctx context.Context, ref string, port uint32) (*net.UnixConn, error) {
+// Dial connects to a vsock port of a running VM. The VM is in use until over is
+// called, which has to be when the stream has ended.
+func (m *Manager) Dial(ctx context.Context, ref string, port uint32) (u *net.UnixConn, over func(), err error) {
 	v, err := m.Get(ctx, ref)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	m.touch(v.ID)
+	unused := m.activity.use(v.ID)
+	defer func() {
+		if err != nil {
+			unused()
+		}
+	}()
 	if err := reachable("cannot reach VM %q", v); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if u := m.spares.take(v, port); u != nil {
-		return u, nil
+		return u, unused, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, connectTime)
 	defer cancel()
-	u, err := jailOf(v.ID, v.UID).dialGuest(ctx, port)
+	u, err = jailOf(v.ID, v.UID).dialGuest(ctx, port)
 	if errors.Is(err, guest.ErrRefused) {
-		return nil, api.Problemf(http.StatusBadGateway, "refused", "cannot reach VM %q: nothing in the guest listens on vsock port %d", v.Name, port)
+		return nil, nil, api.Problemf(http.StatusBadGateway, "refused", "cannot reach VM %q: nothing in the guest listens on vsock port %d", v.Name, port)
 	} else if err != nil {
-		return nil, fmt.Errorf("cannot reach VM %q: %w", v.Name, err)
+		return nil, nil, fmt.Errorf("cannot reach VM %q: %w", v.Name, err)
 	}
-	return u, nil
+	return u, unused, nil
 }
 
 // Prepare makes a connection ready for the next Dial to the same port, when a

@@ -181,7 +181,7 @@ func TestFailedStartUndoesAndTells(t *testing.T) {
 		t.Fatal(err)
 	}
 	var seen stages
-	err = m.Start(t.Context(), v.ID, &seen)
+	err = m.Start(t.Context(), v.ID, false, &seen)
 	p, ok := errors.AsType[*api.Problem](err)
 	if !ok || p.Code != helper.CodeVMMEnded || p.Hint != "call a doctor" || !strings.Contains(p.Detail, "firecracker_launch: firecracker is ill") {
 		t.Errorf("error %v (%+v)", err, p)
@@ -221,7 +221,7 @@ func TestUndoNeverRemovesAnOverlayOfAnEarlierRun(t *testing.T) {
 	if err := errors.Join(os.MkdirAll(filepath.Dir(overlay), 0o700), os.WriteFile(overlay, []byte("data"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	if err := m.Start(t.Context(), v.ID, &stages{}); err == nil {
+	if err := m.Start(t.Context(), v.ID, false, &stages{}); err == nil {
 		t.Fatal("it started")
 	}
 	if raw, err := os.ReadFile(overlay); err != nil || string(raw) != "data" {
@@ -237,7 +237,7 @@ func TestLostBlobsAreSentAgainOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := m.Start(t.Context(), v.ID, &stages{}); err == nil || k.resent != 1 {
+	if err := m.Start(t.Context(), v.ID, false, &stages{}); err == nil || k.resent != 1 {
 		t.Errorf("resent %d times, %v", k.resent, err)
 	}
 }
@@ -351,7 +351,7 @@ func TestACancelledStartSaysSo(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancelCause(t.Context())
 	m.Helper = &cancelling{fakeHelper: &fakeHelper{}, cancel: func() { cancel(ErrCancelled) }}
-	err = m.Start(ctx, v.ID, &stages{})
+	err = m.Start(ctx, v.ID, false, &stages{})
 	p, ok := errors.AsType[*api.Problem](err)
 	if !ok || p.Code != api.CodeCancelled || !strings.Contains(p.Detail, ErrCancelled.Error()) {
 		t.Errorf("%v (%+v)", err, p)
@@ -376,13 +376,13 @@ func TestAStopCutOffByTheDaemonIsFinishedLater(t *testing.T) {
 	ended := make(chan helper.Exit, 1)
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(ErrEnding)
-	if err := awaitEnd(ctx, ended, time.Hour); !errors.Is(err, ErrEnding) {
+	if err := awaitEnd(ctx, end{verdict: ended}, time.Hour); !errors.Is(err, ErrEnding) {
 		t.Errorf("bangerd's end: %v", err)
 	}
 	ctx, cancel = context.WithCancelCause(t.Context())
 	cancel(ErrCancelled) // a person cannot call a guest back
 	ended <- helper.Exit{}
-	if err := awaitEnd(ctx, ended, time.Hour); err != nil {
+	if err := awaitEnd(ctx, end{verdict: ended}, time.Hour); err != nil {
 		t.Errorf("a person's: %v", err)
 	}
 }

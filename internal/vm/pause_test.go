@@ -109,8 +109,8 @@ func TestPauseAndResume(t *testing.T) {
 		t.Errorf("reason %q", got.Reason)
 	}
 	for what, err := range map[string]error{
-		"pause again": m.Pause(t.Context(), v.ID, "", &stages{}), "start": m.Start(t.Context(), v.ID, &stages{}),
-		"delete": m.Delete(t.Context(), v.ID, false, &stages{}), "dial": second(m.Dial(t.Context(), "a", 22)), "health": second(m.Health(t.Context(), "a")),
+		"pause again": m.Pause(t.Context(), v.ID, "", &stages{}), "start": m.Start(t.Context(), v.ID, false, &stages{}),
+		"delete": m.Delete(t.Context(), v.ID, false, &stages{}), "dial": third(m.Dial(t.Context(), "a", 22)), "health": second(m.Health(t.Context(), "a")),
 	} {
 		p, ok := errors.AsType[*api.Problem](err)
 		if !ok || p.Status != 409 || !strings.Contains(p.Detail, "paused") || p.Hint == "" {
@@ -135,6 +135,8 @@ func TestPauseAndResume(t *testing.T) {
 }
 
 func second[T any](_ T, err error) error { return err }
+
+func third[T, U any](_ T, _ U, err error) error { return err }
 
 func TestAPauseThatFailsLeavesTheVMRunning(t *testing.T) {
 	m := open(t, t.TempDir(), &fakeHelper{}, &fakeKernels{})
@@ -199,7 +201,7 @@ func TestVerbsOfVMsThatDoNotRun(t *testing.T) {
 	v := recorded(t, m, "a", api.StateStopped)
 	for what, err := range map[string]error{
 		"pause": m.Pause(t.Context(), v.ID, "", &stages{}), "resume": m.Resume(t.Context(), v.ID, &stages{}),
-		"dial": second(m.Dial(t.Context(), "a", 22)), "health": second(m.Health(t.Context(), "a")), "ports": second(m.Ports(t.Context(), "a")),
+		"dial": third(m.Dial(t.Context(), "a", 22)), "health": second(m.Health(t.Context(), "a")), "ports": second(m.Ports(t.Context(), "a")),
 		"stats": second(m.Stats(t.Context(), "a")),
 	} {
 		p, ok := errors.AsType[*api.Problem](err)

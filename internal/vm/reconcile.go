@@ -129,7 +129,7 @@ const lateStop = time.Minute
 
 // finishStop goes on with a stop that bangerd's end cut off.
 func (m *Manager) finishStop(id string) {
-	ended, done := m.exits.wait(id)
+	ended, done := m.watchEnd(id)
 	defer done()
 	err := m.locked(m.ctx, id, func(v *store.VM) error {
 		if v.State != api.StateStopping {

@@ -28,8 +28,11 @@ type startRun struct {
 	overlay     string // relative to the state directory
 	overlayMade bool   // by this run, so that only this run may remove it
 	machine     machine
+	repair      bool // disks, even if that loses files
+	clock       *startClock
 	launched    bool
 	ended       <-chan helper.Exit // the VMM's end, from before it was launched
+	forgetEnd   func()             // no longer waits for it
 }
 
 // startSteps is the start of a VM. Names, order, stages and details are part
@@ -74,7 +77,10 @@ var startSteps = []step[*startRun]{
 
 // Start boots a VM and returns once commands can be run in it. When it fails
 // the VM is left in the state failed, with the reason, and holds nothing.
-func (m *Manager) Start(ctx context.Context, id string, rep Reporter) error {
+//
+// With repair, disks that cannot be mended without losing files are mended all
+// the same.
+func (m *Manager) Start(ctx context.Context, id string, repair bool, rep Reporter) error {
 	return m.locked(ctx, id, func(v *store.VM) error {
 		if v.State == api.StatePaused {
 			return api.Problemf(http.StatusConflict, api.CodePaused, "cannot start VM %q: it is paused", v.Name).
@@ -83,12 +89,16 @@ func (m *Manager) Start(ctx context.Context, id string, rep Reporter) error {
 		if v.State == api.StateRunning {
 			return api.Conflict("cannot start VM %q: it is running", v.Name)
 		}
-		return m.start(ctx, v, rep)
+		return m.startWith(ctx, v, repair, rep)
 	})
 }
 
 // start needs the VM's lock.
 func (m *Manager) start(ctx context.Context, v *store.VM, rep Reporter) error {
+	return m.startWith(ctx, v, false, rep)
+}
+
+func (m *Manager) startWith(ctx context.Context, v *store.VM, repair bool, rep Reporter) error {
 	log := m.Log.With("vm", v.ID, "name", v.Name)
 	m.leaveGuest(v.ID) // what the guest of an earlier run wanted is over
 	again := !v.StartedAt.IsZero()
@@ -96,15 +106,12 @@ func (m *Manager) start(ctx context.Context, v *store.VM, rep Reporter) error {
 	if err := m.setState(ctx, v, api.StateStarting, ""); err != nil {
 		return err
 	}
-	ended, done := m.exits.wait(v.ID)
-	defer done()
-	r := &startRun{m: m, vm: v, again: again, ended: ended,
+	ctx, clock := newStartClock(ctx, m.StartTimeout)
+	defer clock.stop()
+	r := &startRun{m: m, vm: v, again: again, repair: repair, clock: clock, forgetEnd: func() {},
 		base:    filepath.Join("images", v.ImageID, "rootfs.ext4"),
 		overlay: filepath.Join("vms", v.ID, "overlay.cow")}
-	ctx, cancel := context.WithTimeoutCause(ctx, m.StartTimeout,
-		fmt.Errorf("it took longer than start_timeout (%s)", m.StartTimeout))
-	defer cancel()
-
+	defer func() { r.forgetEnd() }()
 	begun := time.Now()
 	times, err := runSteps(ctx, log, rep, startSteps, r)
 	v.Timing = slices.Concat(times, []api.PhaseTime{{Phase: api.PhaseTotal, Milliseconds: milliseconds(time.Since(begun))}})

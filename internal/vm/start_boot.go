@@ -66,6 +66,7 @@ func (r *startRun) boot(ctx context.Context) error {
 }
 
 func (r *startRun) launchVMM(ctx context.Context) error {
+	r.ended, r.forgetEnd = r.m.exits.waitForNew(r.vm.ID)
 	resend := false
 	for {
 		kernel, initrd, err := r.m.Kernels.Blobs(ctx, r.kernel, resend)

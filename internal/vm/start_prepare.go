@@ -169,11 +169,16 @@ func (r *startRun) checkRoot(ctx context.Context) error {
 }
 
 func (r *startRun) fsck(ctx context.Context, disk string) error {
-	c, err := r.m.Helper.Fsck(ctx, helper.FsckRequest{ID: r.vm.ID, Disk: disk})
-	if err == nil && c.Status != 0 {
-		r.m.Log.WarnContext(ctx, "the filesystem was mended", "vm", r.vm.ID, "disk", disk, "output", c.Output)
-	}
-	return err
+	return r.clock.without(func() error { // a helper bounds it
+		c, err := r.m.Helper.Fsck(ctx, helper.FsckRequest{ID: r.vm.ID, Disk: disk, Repair: r.repair})
+		if err == nil && c.Status != 0 {
+			r.m.Log.WarnContext(ctx, "the filesystem was mended", "vm", r.vm.ID, "disk", disk, "output", c.Output)
+		}
+		if p, ok := errors.AsType[*api.Problem](err); ok && p.Code == helper.CodeDamaged {
+			return p.WithHint("`banger vm start --repair %s` mends it, and may move files to lost+found", r.vm.Name)
+		}
+		return err
+	})
 }
 
 // writeIdentity renders and checks what the guest will be told, and keeps it

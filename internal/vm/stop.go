@@ -10,7 +10,6 @@ import (
 	"banger/api"
 	"banger/internal/fault"
 	"banger/internal/guest"
-	"banger/internal/helper"
 	"banger/internal/store"
 )
 
@@ -28,7 +27,7 @@ func (m *Manager) stop(ctx context.Context, v *store.VM, timeout time.Duration, 
 	if !alive(v) {
 		return m.settle(ctx, v)
 	}
-	ended, done := m.exits.wait(v.ID)
+	ended, done := m.watchEnd(v.ID)
 	defer done()
 	before := v.State
 	if err := m.setState(ctx, v, api.StateStopping, ""); err != nil {
@@ -95,7 +94,7 @@ func untilEnding(ctx context.Context) (context.Context, context.CancelCauseFunc)
 // shutdownGuest asks the guest and waits for its end. A guest half way down
 // cannot be called back, so a cancellation does not end the waiting; only
 // bangerd's own end does.
-func (m *Manager) shutdownGuest(ctx context.Context, v *store.VM, ended <-chan helper.Exit, timeout time.Duration) error {
+func (m *Manager) shutdownGuest(ctx context.Context, v *store.VM, ended end, timeout time.Duration) error {
 	agent := jailOf(v.ID, v.UID).agent()
 	defer agent.Close()
 	askCtx, cancel := context.WithTimeout(ctx, min(agentTime, timeout))
@@ -109,13 +108,15 @@ func (m *Manager) shutdownGuest(ctx context.Context, v *store.VM, ended <-chan h
 	return awaitEnd(ctx, ended, timeout)
 }
 
-func awaitEnd(ctx context.Context, ended <-chan helper.Exit, timeout time.Duration) error {
+func awaitEnd(ctx context.Context, ended end, timeout time.Duration) error {
 	late := time.NewTimer(timeout)
 	defer late.Stop()
 	cancelled := ctx.Done()
 	for {
 		select {
-		case <-ended:
+		case <-ended.gone:
+			return nil
+		case <-ended.verdict:
 			return nil
 		case <-late.C:
 			return fmt.Errorf("it did not end within %s", timeout)

@@ -35,6 +35,8 @@ type floor struct {
 	vcpu      int
 	memory    int
 	bootArgs  string
+	card      *firecracker.Card // of VMs started from now on
+	network   *guest.Network    // behind it
 
 	undo  [][]string // commands that take the disk apart, in the order of making
 	count int
@@ -86,6 +88,7 @@ func (f *floor) start(ctx context.Context) (vm *floorVM, t floorTimes, err error
 		fc.SetMachine(ctx, firecracker.Machine{VCPU: f.vcpu, MemoryMiB: f.memory}),
 		fc.SetBoot(ctx, firecracker.Boot{Kernel: "/vmlinux", Initrd: "/initrd", Args: f.bootArgs}),
 		fc.AddDrive(ctx, firecracker.Drive{ID: "rootfs", Path: "/rootfs", Cache: "Writeback"}),
+		f.addCard(ctx, fc),
 		fc.SetVsock(ctx, firecracker.Vsock{CID: 3, Path: "/run/vsock.sock"})); err != nil {
 		return vm, t, err
 	}
@@ -104,6 +107,13 @@ func (f *floor) start(ctx context.Context) (vm *floorVM, t floorTimes, err error
 		err = fmt.Errorf("echo said %q", out)
 	}
 	return vm, t, err
+}
+
+func (f *floor) addCard(ctx context.Context, fc *firecracker.Client) error {
+	if f.card == nil {
+		return nil
+	}
+	return fc.AddCard(ctx, *f.card)
 }
 
 func (vm *floorVM) dial(ctx context.Context, port uint32) (net.Conn, error) {
@@ -127,8 +137,8 @@ func (vm *floorVM) identify(ctx context.Context) error {
 	defer agent.Close()
 	for {
 		_, err := agent.SetIdentity(ctx, guest.Identity{ID: vm.id, Hostname: "floor", UnixNano: time.Now().UnixNano(),
-			Root: guest.Root{Device: "/dev/vda", FSType: "ext4"},
-			SSH:  guest.SSH{UserCA: vm.f.authority.UserCA(), HostKey: host.Private, HostCert: host.Certificate}})
+			Root: guest.Root{Device: "/dev/vda", FSType: "ext4"}, Network: vm.f.network,
+			SSH: guest.SSH{UserCA: vm.f.authority.UserCA(), HostKey: host.Private, HostCert: host.Certificate}})
 		if !errors.Is(err, guest.ErrRefused) {
 			return err
 		}

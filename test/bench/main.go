@@ -23,7 +23,12 @@ func main() {
 	runs := flag.Int("n", 7, "runs of each side")
 	only := flag.String("only", "", "parts to run, separated by commas: "+partNames())
 	asJSON := flag.Bool("json", false, "print figures as JSON")
+	port := flag.Int("sink", 0, "serve the other end of the network part on this port")
 	flag.Parse()
+	if *port != 0 {
+		fmt.Fprintln(os.Stderr, "bench:", sink(*port))
+		os.Exit(1)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	rows, err := measure(ctx, *runs, strings.FieldsFunc(*only, func(r rune) bool { return r == ',' }))

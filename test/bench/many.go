@@ -96,7 +96,7 @@ func (b *bench) starts(ctx context.Context) (ds []time.Duration, err error) {
 	}
 	for range b.runs {
 		begun := time.Now()
-		op, err := b.api.StartVM(ctx, name)
+		op, err := b.api.StartVM(ctx, name, false)
 		if err := b.await(ctx, op, err); err != nil {
 			return nil, err
 		}

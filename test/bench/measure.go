@@ -41,6 +41,7 @@ var parts = []part{
 	{name: "exec", run: (*bench).exec},
 	{name: "life", run: (*bench).life},
 	{name: "many", run: (*bench).many},
+	{name: "network", run: (*bench).network},
 	{name: "import", run: (*bench).imports},
 	{name: "memory", run: (*bench).memory},
 	{name: "size", run: (*bench).sizes},

@@ -13,12 +13,16 @@ import (
 	"banger/internal/paths"
 )
 
-// importSmall imports an image of busybox alone. It has no init, so the agent is
+// importSmall imports an image of busybox and this program. It has no init, so the agent is
 // all that runs in it: what is measured with it is not a distribution's boot.
 func (b *bench) importSmall(ctx context.Context) error {
 	busybox, err := os.ReadFile("/usr/bin/busybox")
 	if err != nil {
 		return fmt.Errorf("the host has busybox-static for this: %w", err)
+	}
+	sink, err := self()
+	if err != nil {
+		return err
 	}
 	var archive bytes.Buffer
 	w := tar.NewWriter(&archive)
@@ -32,6 +36,7 @@ func (b *bench) importSmall(ctx context.Context) error {
 		add(tar.Header{Typeflag: tar.TypeDir, Name: dir, Mode: 0o755}, "")
 	}
 	add(tar.Header{Typeflag: tar.TypeReg, Name: "bin/busybox", Mode: 0o755}, string(busybox))
+	add(tar.Header{Typeflag: tar.TypeReg, Name: strings.TrimPrefix(sinkProgram, "/"), Mode: 0o755}, string(sink))
 	add(tar.Header{Typeflag: tar.TypeReg, Name: "etc/passwd", Mode: 0o644}, "root:x:0:0::/root:/bin/sh\n")
 	for applet := range strings.FieldsSeq("sh true echo cat sync sleep") {
 		add(tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/" + applet, Linkname: "busybox", Mode: 0o777}, "")

@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"time"
 
@@ -108,13 +107,13 @@ func checkProgram(ctx context.Context, path, wantSum, name string) (version stri
 	return parseVersion(string(out), name)
 }
 
-var versionLine = regexp.MustCompile(`(?m)^(\w+) v([0-9][0-9A-Za-z.+-]{0,40})$`)
-
 // parseVersion finds "Firecracker v1.12.1" among whatever else is printed.
 func parseVersion(out, name string) (string, error) {
-	for _, m := range versionLine.FindAllStringSubmatch(out, -1) {
-		if m[1] == name {
-			return m[2], nil
+	const form = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz.+-"
+	for line := range strings.Lines(out) {
+		v, ours := strings.CutPrefix(strings.TrimSuffix(line, "\n"), name+" v")
+		if ours && v != "" && len(v) <= 41 && v[0] >= '0' && v[0] <= '9' && strings.Trim(v, form) == "" {
+			return v, nil
 		}
 	}
 	return "", fmt.Errorf("no version of %s in %.100q", name, out)

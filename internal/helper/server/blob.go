@@ -68,7 +68,7 @@ func (s *Server) gcBlobs(ctx context.Context, r helper.BlobGCRequest) (helper.Em
 		return helper.Empty{}, api.BadRequest("keep is missing")
 	}
 	for _, sum := range r.Keep {
-		if !sha256Form.MatchString(sum) {
+		if !isSHA256(sum) {
 			return helper.Empty{}, api.BadRequest("%.80q is not a sha256", sum)
 		}
 	}
@@ -88,7 +88,7 @@ func (s *Server) gcBlobs(ctx context.Context, r helper.BlobGCRequest) (helper.Em
 		if err := unix.Lstat(path, &st); err != nil {
 			return helper.Empty{}, fmt.Errorf("cannot read blob store: %w", err)
 		}
-		if st.Nlink > 1 || slices.Contains(r.Keep, e.Name()) || !sha256Form.MatchString(e.Name()) {
+		if st.Nlink > 1 || slices.Contains(r.Keep, e.Name()) || !isSHA256(e.Name()) {
 			continue
 		}
 		if err := os.Remove(path); err != nil {

@@ -32,9 +32,9 @@ const (
 
 func checkLaunch(r helper.LaunchRequest) error {
 	switch {
-	case !sha256Form.MatchString(r.Kernel):
+	case !isSHA256(r.Kernel):
 		return api.BadRequest("kernel %.80q is not a sha256", r.Kernel)
-	case !sha256Form.MatchString(r.Initrd):
+	case !isSHA256(r.Initrd):
 		return api.BadRequest("initrd %.80q is not a sha256", r.Initrd)
 	case r.VCPU < 1 || r.VCPU > maxVCPU:
 		return api.BadRequest("%d vCPUs are not possible: want 1 to %d", r.VCPU, maxVCPU)

@@ -8,13 +8,13 @@ import (
 	"maps"
 	"net/http"
 	"os"
-	"regexp"
 	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
 
 	"banger/api"
+	"banger/internal/guest"
 	"banger/internal/helper"
 	"banger/internal/installed"
 	"banger/internal/paths"
@@ -293,8 +293,6 @@ func noRoom(r installed.Record) error {
 	return api.Conflict("network %s has no address left for another VM", r.Network).WithHint("delete a VM")
 }
 
-var groupForm = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
-
 const maxGuests = 4096 // of one request
 
 // checkGuests looks at everything a caller said before anything is done.
@@ -311,7 +309,7 @@ func (s *Server) checkGuests(r helper.NetworkRequest) (out ports, err error) {
 		if _, again := out[g.ID]; again {
 			return nil, api.BadRequest("VM %s is there twice", g.ID)
 		}
-		if g.Group != "" && !groupForm.MatchString(g.Group) {
+		if g.Group != "" && !guest.ValidName(g.Group) {
 			return nil, api.BadRequest("network %.80q is not 1 to 63 of a-z, 0-9 and hyphens between them", g.Group)
 		}
 		slot, err := s.slots.lookup(g.ID)

@@ -27,9 +27,9 @@ import (
 	"banger/internal/paths"
 )
 
-// guest is a VM whose network card is this test: it opens the tap as the VMM
+// netGuest is a VM whose network card is this test: it opens the tap as the VMM
 // would, before the helper moves it, and answers ARP as a kernel would.
-type guest struct {
+type netGuest struct {
 	*life
 	mac net.HardwareAddr
 	ip  netip.Addr
@@ -39,7 +39,7 @@ type guest struct {
 
 const vnetHeader = 10 // what IFF_VNET_HDR puts before each frame
 
-func newGuest(t *testing.T) *guest {
+func newGuest(t *testing.T) *netGuest {
 	t.Helper()
 	l := newLife(t)
 	l.attach()
@@ -49,7 +49,7 @@ func newGuest(t *testing.T) *guest {
 	if !ok {
 		t.Fatal("no address")
 	}
-	g := &guest{life: l, ip: address.Addr(), mac: installed.GuestMAC(address.Addr()), got: make(chan []byte, 1024)}
+	g := &netGuest{life: l, ip: address.Addr(), mac: installed.GuestMAC(address.Addr()), got: make(chan []byte, 1024)}
 	g.tap = openAsVMM(t, l.pid, l.slot.UID)
 	t.Cleanup(func() { g.tap.Close() })
 	return g
@@ -98,7 +98,7 @@ func openAsVMM(t *testing.T, pid, uid int) *os.File {
 	return os.NewFile(uintptr(r.fd), "tap")
 }
 
-func (g *guest) handover() {
+func (g *netGuest) handover() {
 	g.t.Helper()
 	g.timed("vm.handover", func() error { return g.c.Handover(g.t.Context(), g.id) })
 	awaitForwarding(g.t, g.id)
@@ -126,7 +126,7 @@ func awaitForwarding(t *testing.T, id string) {
 	}
 }
 
-func (g *guest) read() {
+func (g *netGuest) read() {
 	buf := make([]byte, 4096)
 	for {
 		n, err := g.tap.Read(buf)
@@ -149,12 +149,12 @@ func (g *guest) read() {
 
 func addr4(b []byte) netip.Addr { a, _ := netip.AddrFromSlice(b); return a }
 
-func (g *guest) write(frame []byte) error {
+func (g *netGuest) write(frame []byte) error {
 	_, err := g.tap.Write(append(make([]byte, vnetHeader), frame...))
 	return err
 }
 
-func (g *guest) send(frames ...[]byte) {
+func (g *netGuest) send(frames ...[]byte) {
 	g.t.Helper()
 	for _, f := range frames {
 		g.must(g.write(f))
@@ -162,7 +162,7 @@ func (g *guest) send(frames ...[]byte) {
 }
 
 // await returns the first frame that came to the guest with one of the words.
-func (g *guest) await(words ...string) string {
+func (g *netGuest) await(words ...string) string {
 	g.t.Helper()
 	timeout := time.After(10 * time.Second)
 	for {
@@ -229,7 +229,7 @@ func (l *life) host() host {
 	return host{prefix.Addr(), installed.GuestMAC(prefix.Addr())}
 }
 
-func (g *guest) toHost(port uint16, payload string) []byte {
+func (g *netGuest) toHost(port uint16, payload string) []byte {
 	h := g.host()
 	return udp(g.mac, h.mac, at(g.ip, 4000), at(h.ip, port), payload)
 }
@@ -359,10 +359,10 @@ func TestLabPins(t *testing.T) {
 
 func TestLabGroups(t *testing.T) {
 	a, b, c := newGuest(t), newGuest(t), newGuest(t)
-	for _, g := range []*guest{a, b, c} {
+	for _, g := range []*netGuest{a, b, c} {
 		g.handover()
 	}
-	talk := func(to *guest, word string) [][]byte {
+	talk := func(to *netGuest, word string) [][]byte {
 		return [][]byte{
 			udp(a.mac, to.mac, at(a.ip, 1), at(to.ip, 2), word+"-unicast"),
 			udp(a.mac, broadcast, at(a.ip, 1), at(netip.MustParseAddr("255.255.255.255"), 2), word+"-broadcast"),
@@ -385,7 +385,7 @@ func TestLabGroups(t *testing.T) {
 	apply(helper.GuestNetwork{ID: b.id})
 	a.send(talk(b, "left")...)
 	// What the host itself sends still comes, behind all else.
-	for _, g := range []*guest{b, c} {
+	for _, g := range []*netGuest{b, c} {
 		g.hostSays("from-the-host")
 		if got := g.await("alone", "half", "other", "left", "-routed", "from-the-host"); got != "from-the-host" {
 			t.Errorf("%s heard %s", g.id, got)
@@ -396,7 +396,7 @@ func TestLabGroups(t *testing.T) {
 	c.await("now-unicast")
 }
 
-func (g *guest) hostSays(word string) {
+func (g *netGuest) hostSays(word string) {
 	g.t.Helper()
 	conn, err := net.Dial("udp", at(g.ip, 7).String())
 	g.must(err)
@@ -493,11 +493,11 @@ func outside(t *testing.T) net.PacketConn {
 	return c
 }
 
-func (g *guest) toOutside(word string) []byte {
+func (g *netGuest) toOutside(word string) []byte {
 	return udp(g.mac, g.host().mac, at(g.ip, 4000), netip.MustParseAddrPort("192.0.2.2:5000"), word)
 }
 
-func (g *guest) nat(on bool) {
+func (g *netGuest) nat(on bool) {
 	g.t.Helper()
 	g.timed("network.apply", func() error {
 		return g.c.ApplyNetwork(g.t.Context(), helper.NetworkRequest{Guests: []helper.GuestNetwork{{ID: g.id, NAT: on}}})
@@ -583,7 +583,7 @@ func TestLabMended(t *testing.T) {
 }
 
 // objects counts what must be there, quickly.
-func (g *guest) objects() string {
+func (g *netGuest) objects() string {
 	var rules, elements int
 	for _, family := range tableFamilies {
 		r, err := rulesNaming(family, tableName, "", "")
@@ -613,7 +613,7 @@ func (g *guest) objects() string {
 
 // labState is everything of the network that must be as it was, without numbers
 // that a new object has.
-func labState(t *testing.T, g *guest) string {
+func labState(t *testing.T, g *netGuest) string {
 	out, err := exec.CommandContext(t.Context(), "sh", "-c", `nft list table bridge banger; nft list table inet banger
 		ip -o addr show dev "$1" | grep -o 'inet .* brd'; ip -o -d link show master "$1" | grep -o 'tap[^:]*:\|isolated o[nf]*\|learning o[nf]*\|locked o[nf]*\|,UP'
 		ip -o link show "$1" | grep -o ',UP\|link/ether [0-9a-f:]*'; bridge fdb show dev "$2" | grep static`, "sh", g.record.Bridge, tapName(g.id)).CombinedOutput()

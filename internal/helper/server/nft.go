@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 	"text/template"
 
 	"golang.org/x/sys/unix"
@@ -24,7 +25,10 @@ import (
 //go:embed rules.nft
 var rulesText string
 
-var rulesTemplate = template.Must(template.New("rules.nft").Parse(rulesText))
+// Parsed when it is needed: the program that cleans up after a VM never does.
+var rulesTemplate = sync.OnceValue(func() *template.Template {
+	return template.Must(template.New("rules.nft").Parse(rulesText))
+})
 
 const (
 	tableName = "banger"
@@ -66,7 +70,7 @@ func renderRules(r installed.Record, all ports) (string, error) {
 		}
 	}
 	var b strings.Builder
-	if err := rulesTemplate.Execute(&b, data); err != nil {
+	if err := rulesTemplate().Execute(&b, data); err != nil {
 		return "", fmt.Errorf("cannot render the rules: %w", err)
 	}
 	return b.String(), nil

@@ -45,7 +45,7 @@ func (p Places) loadPorts() (ports, error) {
 		return nil, fmt.Errorf("cannot read table of ports %s: %w", p.Ports, err)
 	}
 	for id, e := range t {
-		if !idForm.MatchString(id) || !e.Address.Is4() || e.Mark != 0 && e.Mark&^maxMark != markBase {
+		if !isID(id) || !e.Address.Is4() || e.Mark != 0 && e.Mark&^maxMark != markBase {
 			return nil, fmt.Errorf("cannot read table of ports %s: entry %q is not possible", p.Ports, id)
 		}
 	}

@@ -122,7 +122,7 @@ func parseSlots(raw []byte, count int) (slotFile, error) {
 	}
 	owner := make(map[int]string, len(f.Slots))
 	for id, n := range f.Slots {
-		if !idForm.MatchString(id) || n < 0 || n >= count {
+		if !isID(id) || n < 0 || n >= count {
 			return slotFile{}, fmt.Errorf("entry %q: %d is not possible", id, n)
 		}
 		if other, taken := owner[n]; taken {

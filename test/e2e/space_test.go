@@ -1,0 +1,150 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"banger/api"
+	"banger/internal/paths"
+)
+
+// writer makes fsynced blocks of which each one is another, and says after each
+// how many there are.
+const writer = `i=0; while :; do
+	head -c 1000000 /dev/urandom >/root/b.$i && sync /root/b.$i && sha256sum /root/b.$i >>/root/sums && sync /root/sums || exit 1
+	i=$((i+1)); echo $i
+done`
+
+// When the host's disk fills up under VMs that write, they are paused, go on when
+// there is room again, and have all that they had fsynced.
+func TestFullHostDiskPausesWriters(t *testing.T) {
+	leavesNothing(t)
+	var names []string
+	out := map[string]string{}
+	for range 3 {
+		name := running(t).Name
+		file, err := os.Create(filepath.Join(t.TempDir(), name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer file.Close()
+		c := command(t, t.Context(), "vm", "exec", name, "--", "sh", "-c", writer)
+		c.Stdout = file
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Process.Kill(); _ = c.Wait() })
+		names, out[name] = append(names, name), file.Name()
+	}
+	written := func(name string) int {
+		lines := strings.Fields(read(t, out[name]))
+		if len(lines) == 0 {
+			return 0
+		}
+		n, err := strconv.Atoi(lines[len(lines)-1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	each := func(within time.Duration, check func(name string) error) {
+		t.Helper()
+		for _, name := range names {
+			eventually(t, within, func() error { return check(name) })
+		}
+	}
+	each(time.Minute, func(name string) error {
+		if written(name) < 2 {
+			return fmt.Errorf("%s writes nothing", name)
+		}
+		return nil
+	})
+	ballast := filepath.Join(paths.StateDir, "ballast")
+	t.Cleanup(func() { _ = os.Remove(ballast) })
+	leaveFree(t, ballast, 256<<20) // below the reserve, with room for what is under way
+	each(time.Minute, func(name string) error {
+		if v := show(t, name); v.State != api.StatePaused || !strings.Contains(v.Reason, "nearly full") {
+			return fmt.Errorf("%s is %s (%s)", name, v.State, v.Reason)
+		}
+		return nil
+	})
+	if r := banger(t, "vm", "run", "--rm", "--", "true"); r.Code != 125 || !strings.Contains(r.Stderr, "hint: ") {
+		t.Errorf("a new VM on a full disk: %+v", r)
+	}
+	before := map[string]int{}
+	for _, name := range names {
+		before[name] = written(name)
+	}
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	each(time.Minute, func(name string) error {
+		if v := show(t, name); v.State != api.StateRunning {
+			return fmt.Errorf("%s is %s", name, v.State)
+		}
+		if written(name) <= before[name] {
+			return fmt.Errorf("%s does not go on", name)
+		}
+		return nil
+	})
+	for _, name := range names {
+		n := written(name)
+		must(t, "vm", "kill", name)
+		must(t, "vm", "start", name)
+		sums := must(t, "vm", "exec", name, "--", "sh", "-c", "head -n "+strconv.Itoa(n)+" /root/sums | sha256sum --check --quiet - && wc -l </root/sums")
+		if have, err := strconv.Atoi(strings.TrimSpace(sums)); err != nil || have < n {
+			t.Errorf("%s had fsynced %d blocks, and has %q", name, n, sums)
+		}
+	}
+}
+
+// A guest that powers off while nobody listens is stopped all the same, once
+// bangerd is there again.
+func TestPoweroffWhileTheDaemonIsDown(t *testing.T) {
+	leavesNothing(t)
+	vm := running(t)
+	must(t, "vm", "exec", vm.Name, "--", "sh", "-c", "nohup sh -c 'sleep 2; poweroff' >/dev/null 2>&1 </dev/null &")
+	root(t, "systemctl", "stop", "bangerd.service")
+	t.Cleanup(func() { root(t, "systemctl", "start", "bangerd.service") })
+	// It has halted when the VMM takes next to no time.
+	const window, little = 3 * time.Second, 300_000 // µs, emulated
+	begun, before := time.Now(), cpuMicros(t, vm.Unit)
+	eventually(t, 2*time.Minute, func() error {
+		if time.Since(begun) < window {
+			return errors.New("still looking")
+		}
+		now := cpuMicros(t, vm.Unit)
+		used := now - before
+		begun, before = time.Now(), now
+		if used > little {
+			return fmt.Errorf("the guest still works: %d µs in %s", used, window)
+		}
+		return nil
+	})
+	root(t, "systemctl", "start", "bangerd.service")
+	eventually(t, 3*time.Minute, func() error {
+		if v := show(t, vm.Name); v.State != api.StateStopped {
+			return fmt.Errorf("it is %s (%s)", v.State, v.Reason)
+		}
+		return nil
+	})
+	wantGone(t, vm.ID, 5*time.Second)
+}
+
+func cpuMicros(t *testing.T, unit string) int {
+	t.Helper()
+	stat := read(t, "/sys/fs/cgroup/banger.slice/"+unit+"/cpu.stat")
+	n, err := strconv.Atoi(strings.TrimPrefix(strings.SplitN(stat, "\n", 2)[0], "usage_usec "))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
