@@ -5,10 +5,10 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 
+	"banger/internal/guest"
 	"banger/internal/helper"
 	"banger/internal/paths"
 )
@@ -19,7 +19,8 @@ import (
 // trace is a place where such names are, and how they look there.
 type trace struct {
 	what, pattern string
-	id            *regexp.Regexp // its one group is the id
+	before        []string // of the id, one of these
+	after         string
 	// inFile: the name is what the file has in it.
 	inFile bool
 	// disk: files of the owner, which may be somebody's only copy. Only a
@@ -28,10 +29,22 @@ type trace struct {
 }
 
 var traces = []trace{
-	{what: "tap", pattern: "/sys/class/net/tap*", id: regexp.MustCompile(`^tap([0-9a-f]{12})$`)},
-	{what: "disk", pattern: "/sys/block/dm-*/dm/name", id: regexp.MustCompile(`^fc-(?:rootfs|work)-([0-9a-f]{12})$`), inFile: true},
-	{what: "unit", pattern: "/sys/fs/cgroup/banger.slice/banger-*.service", id: regexp.MustCompile(`^banger-(?:vm|fsck)-([0-9a-f]{12})\.service$`)},
-	{what: "directory", pattern: paths.StateDir + "/vms/*", id: regexp.MustCompile(`^([0-9a-f]{12})$`), disk: true},
+	{what: "tap", pattern: "/sys/class/net/tap*", before: []string{"tap"}},
+	{what: "disk", pattern: "/sys/block/dm-*/dm/name", before: []string{"fc-rootfs-", "fc-work-"}, inFile: true},
+	{what: "unit", pattern: "/sys/fs/cgroup/banger.slice/banger-*.service", before: []string{"banger-vm-", "banger-fsck-"}, after: ".service"},
+	{what: "directory", pattern: paths.StateDir + "/vms/*", before: []string{""}, disk: true},
+}
+
+// id finds the VM's id in a name.
+func (t trace) id(name string) (string, bool) {
+	for _, before := range t.before {
+		id, begins := strings.CutPrefix(name, before)
+		id, ends := strings.CutSuffix(id, t.after)
+		if begins && ends && guest.ValidID(id) {
+			return id, true
+		}
+	}
+	return "", false
 }
 
 // Leftovers are the ids of VMs that left something, with what.
@@ -62,10 +75,13 @@ func (h Host) Traces(f helper.HostFacts) (kernel, files Leftovers, err error) {
 				}
 				name = strings.TrimSpace(string(raw))
 			}
-			if m := t.id.FindStringSubmatch(name); m != nil && t.disk {
-				files[m[1]] = append(files[m[1]], t.what)
-			} else if m != nil {
-				kernel[m[1]] = append(kernel[m[1]], t.what)
+			id, ok := t.id(name)
+			switch {
+			case !ok:
+			case t.disk:
+				files[id] = append(files[id], t.what)
+			default:
+				kernel[id] = append(kernel[id], t.what)
 			}
 		}
 	}

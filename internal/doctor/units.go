@@ -30,7 +30,7 @@ func (h Host) units() Finding {
 			wrong = append(wrong, path+" is missing")
 		case err != nil:
 			wrong = append(wrong, err.Error())
-		case string(raw) != h.Units[path]:
+		case bare(string(raw)) != bare(h.Units[path]):
 			wrong = append(wrong, path+" is not what this banger installs")
 		}
 		if other := h.preferred(path); other != "" {
@@ -41,6 +41,17 @@ func (h Host) units() Finding {
 		return Fail("sudo banger system install; own settings belong into drop-ins, see `systemctl edit`", "%s", strings.Join(wrong, "; "))
 	}
 	return Pass("%d unit files are as installed", len(h.Units))
+}
+
+// bare is what systemd takes from a unit: no remarks, which name the version, too.
+func bare(text string) string {
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		if line = strings.TrimSpace(line); line != "" && line[0] != '#' && line[0] != ';' {
+			b.WriteString(line + "\n")
+		}
+	}
+	return b.String()
 }
 
 // preferred finds a file that systemd reads instead of the one at path.

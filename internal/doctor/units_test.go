@@ -31,6 +31,9 @@ func TestUnits(t *testing.T) {
 		"changed": {func(t *testing.T, h Host) {
 			put(t, h, etc+"banger-vm-.service.d/10-banger.conf", "[Service]\nNoNewPrivileges=no\n")
 		}, "fail", "10-banger.conf is not what"},
+		"another remark": {func(t *testing.T, h Host) {
+			put(t, h, etc+"bangerd.service", "# of another version\n\n[Service]\nUser=dev\n")
+		}, "pass", "2 unit files"},
 		"missing": {func(t *testing.T, h Host) {
 			if err := os.Remove(h.at(etc + "bangerd.service")); err != nil {
 				t.Fatal(err)

@@ -23,7 +23,7 @@ func (p Places) checkTree() (err error) {
 	entries, readErr := os.ReadDir(p.Blobs)
 	err = errors.Join(err, readErr)
 	for _, e := range entries {
-		if sha256Form.MatchString(e.Name()) {
+		if isSHA256(e.Name()) {
 			err = errors.Join(err, checkOwn(filepath.Join(p.Blobs, e.Name()), unix.S_IFREG, 0o444))
 		}
 	}
@@ -58,8 +58,8 @@ func (p Places) lookAround() (foreign, jails []string, err error) {
 		},
 		filepath.Dir(p.Blobs): func(name string) bool { return name == filepath.Base(p.Blobs) },
 		filepath.Dir(p.Jails): func(name string) bool { return name == filepath.Base(p.Jails) },
-		p.Blobs:               sha256Form.MatchString,
-		p.Jails:               idForm.MatchString,
+		p.Blobs:               isSHA256,
+		p.Jails:               isID,
 	} {
 		entries, err := os.ReadDir(dir)
 		if err != nil {

@@ -208,8 +208,7 @@ func settings(units fs.FS, name string) (out []string, err error) {
 // fields lists a type's members as they are on the wire.
 func fields(t reflect.Type) string {
 	var all []string
-	for i := range t.NumField() {
-		f := t.Field(i)
+	for f := range t.Fields() {
 		name, options, _ := strings.Cut(f.Tag.Get("json"), ",")
 		if options != "" {
 			name = "[" + name + "]"
