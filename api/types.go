@@ -290,11 +290,29 @@ const APIVersion = 1
 // client notices at no cost that it talks to an older or newer one.
 const VersionHeader = "Banger-Api"
 
-// Check is one finding of doctor.
+// Check is one finding about a host, of doctor or before a start.
 type Check struct {
-	ID     string `json:"id"`
-	Status string `json:"status" enum:"pass,warn,fail"`
-	Found  string `json:"found"`
-	Why    string `json:"why,omitempty"`
-	Fix    string `json:"fix,omitempty"`
+	ID     string      `json:"id"`
+	Status CheckStatus `json:"status" enum:"pass,warn,fail"`
+	Found  string      `json:"found"`
+	Why    string      `json:"why,omitempty" doc:"why it matters"`
+	Fix    string      `json:"fix,omitempty" doc:"what a person can do"`
+	Repair string      `json:"repair,omitempty" doc:"what POST /v1/doctor/repair would do; absent: nothing"`
+}
+
+// CheckStatus is how grave a Check is.
+type CheckStatus string
+
+// A warning is something to know or to mend soon; what failed keeps VMs from
+// running, or from being isolated as promised.
+const (
+	CheckPass CheckStatus = "pass"
+	CheckWarn CheckStatus = "warn"
+	CheckFail CheckStatus = "fail"
+)
+
+// RepairRequest asks bangerd to do what the checks of these ids say under
+// Repair. The answer is those checks, made again.
+type RepairRequest struct {
+	Checks []string `json:"checks" minItems:"1" maxItems:"64"`
 }

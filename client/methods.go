@@ -25,6 +25,12 @@ func (c *Client) Doctor(ctx context.Context) ([]api.Check, error) {
 	return call[[]api.Check](ctx, c, http.MethodGet, "/v1/doctor", nil)
 }
 
+// Repair has the daemon mend what these checks found, and returns them made
+// again.
+func (c *Client) Repair(ctx context.Context, r api.RepairRequest) ([]api.Check, error) {
+	return call[[]api.Check](ctx, c, http.MethodPost, "/v1/doctor/repair", r)
+}
+
 func vmPath(ref, rest string) string { return "/v1/vms/" + url.PathEscape(ref) + rest }
 
 // VMs lists all VMs.

@@ -5,7 +5,8 @@
 // "banger-helper cleanup ID" removes what a VM left behind. systemd runs it
 // after every end of a VM's unit. "banger-helper fsck UID HOW NODE" turns into
 // e2fsck, in the unit that vm.fsck starts. "banger-helper forget-network" removes
-// bridge and rules, when banger is uninstalled.
+// bridge and rules, when banger is uninstalled. "banger-helper policy" prints
+// everything it can be asked and may touch; it is also docs/helper-policy.txt.
 package main
 
 import (
@@ -48,6 +49,8 @@ func run(args []string) error {
 			return err
 		}
 		return server.ForgetNetwork(record.Bridge)
+	case len(args) == 1 && args[0] == "policy":
+		return server.Policy(os.Stdout, os.DirFS(paths.Here.Units))
 	case len(args) == 2 && args[0] == "cleanup":
 		return server.Cleanup(ctx, args[1])
 	case len(args) == 4 && args[0] == "fsck":
@@ -57,7 +60,7 @@ func run(args []string) error {
 		_, err := fmt.Fprintln(os.Stdout, "banger-helper", version.Version)
 		return err
 	}
-	return errors.New("usage: banger-helper, started by banger-helper.socket, or: banger-helper cleanup ID")
+	return errors.New("usage: banger-helper, started by banger-helper.socket, or: banger-helper policy|cleanup ID")
 }
 
 // withoutTime drops what the journal notes better.

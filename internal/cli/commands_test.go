@@ -204,8 +204,50 @@ func TestVersionAndDoctor(t *testing.T) {
 		t.Errorf("got %+v, want %q", got, want)
 	}
 	got = d.banger(nil, "doctor")
-	if got.code != 0 || !strings.Contains(got.out, "pass  kvm                  works\n") || !strings.Contains(got.out, "fix: update\n") {
+	if got.code != 1 || !strings.Contains(got.out, "pass  kvm                  works\n") || !strings.Contains(got.out, "fix: update\n") ||
+		strings.Contains(got.out, "no VM runs without") {
 		t.Errorf("got %+v", got)
+	}
+}
+
+func TestDoctorMends(t *testing.T) {
+	d := newFakeDaemon(t)
+	d.checks = []api.Check{{ID: "bridge", Status: "pass", Found: "is there"},
+		{ID: "leftovers", Status: "fail", Found: "a tap", Repair: "remove the tap"}}
+	got := d.banger(nil, "doctor")
+	if got.code != 2 || slices.Contains(d.called(), "POST /v1/doctor/repair") {
+		t.Errorf("without --fix: %+v", got)
+	}
+	got = d.banger(nil, "doctor", "--fix", "--json")
+	var checks []api.Check
+	if err := json.Unmarshal([]byte(got.out), &checks); err != nil {
+		t.Fatalf("%v: %+v", err, got)
+	}
+	if i := slices.IndexFunc(checks, func(c api.Check) bool { return c.ID == "leftovers" }); i < 0 || checks[i].Status != "pass" || len(checks) != 3 {
+		t.Errorf("after it: %+v", checks)
+	}
+	if !strings.Contains(got.err, "leftovers: going to remove the tap\nbanger: leftovers: now pass: none\n") {
+		t.Errorf("said %q", got.err)
+	}
+	d.checks = d.checks[:1]
+	if got := d.banger(nil, "doctor", "--fix"); !strings.Contains(got.err, "nothing that can be mended") {
+		t.Errorf("nothing to mend: %+v", got)
+	}
+}
+
+func TestWorst(t *testing.T) {
+	for want, all := range map[api.CheckStatus][]api.CheckStatus{
+		api.CheckPass: {api.CheckPass},
+		api.CheckWarn: {api.CheckPass, "newer", api.CheckPass},
+		api.CheckFail: {api.CheckWarn, api.CheckFail, api.CheckPass},
+	} {
+		var checks []api.Check
+		for _, s := range all {
+			checks = append(checks, api.Check{Status: s})
+		}
+		if got := worst(checks); got != want {
+			t.Errorf("%v: %s, want %s", all, got, want)
+		}
 	}
 }
 
@@ -220,7 +262,7 @@ func TestDaemonOfAnotherAge(t *testing.T) {
 				t.Errorf("API %s, %s: got %+v", header, line, got)
 			}
 		}
-		if got := d.banger(nil, "doctor"); got.code != 1 || !strings.Contains(got.out, text) {
+		if got := d.banger(nil, "doctor"); got.code != 2 || !strings.Contains(got.out, text) {
 			t.Errorf("API %s, doctor: got %+v", header, got)
 		}
 	}
@@ -235,7 +277,7 @@ func TestDaemonDown(t *testing.T) {
 	}
 	begun := time.Now()
 	got = d.banger(nil, "doctor")
-	if got.code != 1 || !strings.HasPrefix(got.out, "fail  daemon") || time.Since(begun) > 10*time.Second {
+	if got.code != 2 || !strings.HasPrefix(got.out, "fail  daemon") || strings.Count(got.out, "\nfail") != 0 || time.Since(begun) > 10*time.Second {
 		t.Errorf("got %+v after %v", got, time.Since(begun))
 	}
 }

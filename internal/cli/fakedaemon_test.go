@@ -42,6 +42,7 @@ type fakeDaemon struct {
 	noFD      bool
 	leases    []string       // ids of VMs, once for each holder
 	changes   []api.VMChange // of all VMs
+	checks    []api.Check    // of doctor; nil = two of them
 }
 
 type fakeOp struct {
@@ -100,8 +101,18 @@ func (d *fakeDaemon) routes() http.Handler {
 	mux.HandleFunc("GET /v1/operations/{id}/events", d.events)
 	mux.HandleFunc("DELETE /v1/operations/{id}", d.cancelOp)
 	mux.HandleFunc("GET /v1/doctor", func(w http.ResponseWriter, _ *http.Request) {
-		jsonhttp.Write(w, 200, []api.Check{{ID: "kvm", Status: "pass", Found: "works"}, {ID: "firecracker", Status: "warn", Found: "1.12.1", Why: "old", Fix: "update"}})
+		if d.checks == nil {
+			d.checks = []api.Check{{ID: "kvm", Status: "pass", Found: "works", Why: "no VM runs without it"}, {ID: "firecracker", Status: "warn", Found: "1.12.1", Why: "old", Fix: "update"}}
+		}
+		jsonhttp.Write(w, 200, d.checks)
 	})
+	mux.Handle("POST /v1/doctor/repair", jsonhttp.Handle(func(_ context.Context, r api.RepairRequest) ([]api.Check, error) {
+		var after []api.Check
+		for _, id := range r.Checks {
+			after = append(after, api.Check{ID: id, Status: api.CheckPass, Found: "none"})
+		}
+		return after, nil
+	}))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		d.mu.Lock()
 		d.calls = append(d.calls, r.Method+" "+r.URL.RequestURI())

@@ -19,8 +19,10 @@ import (
 	"banger/internal/config"
 	"banger/internal/disk"
 	"banger/internal/dns"
+	"banger/internal/doctor"
 	"banger/internal/helper"
 	"banger/internal/identity"
+	"banger/internal/install"
 	"banger/internal/installed"
 	"banger/internal/jsonhttp"
 	"banger/internal/paths"
@@ -32,6 +34,7 @@ import (
 type Daemon struct {
 	log     *slog.Logger
 	record  installed.Record
+	host    doctor.Host
 	config  config.Config
 	store   *store.Store
 	helper  *helper.Client
@@ -67,6 +70,11 @@ func Open(ctx context.Context, log *slog.Logger) (d *Daemon, err error) {
 	if uid := os.Geteuid(); uid != d.record.UID {
 		return d, fmt.Errorf("cannot serve %s as uid %d, want %d: run `banger system install` again", d.record.Owner, uid, d.record.UID)
 	}
+	units, err := install.UnitTexts(d.record)
+	if err != nil {
+		return d, err
+	}
+	d.host = doctor.ThisHost(d.record, units)
 	if d.config, err = config.Load(paths.ConfigFile); err != nil {
 		return d, err
 	}

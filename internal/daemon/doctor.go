@@ -2,110 +2,219 @@ package daemon
 
 import (
 	"context"
+	"crypto/rand"
+	"errors"
 	"fmt"
+	"os"
+	"slices"
+	"time"
 
 	"banger/api"
-	"banger/internal/disk"
+	"banger/internal/doctor"
 	"banger/internal/helper"
+	"banger/internal/jsonhttp"
 	"banger/internal/paths"
+	"banger/internal/store"
 	"banger/internal/version"
 )
 
-// lowSpace is below which doctor warns; a VM needs less to start.
-const lowSpace = 4 << 30
+// How long one question may take. The helper hashes Firecracker and starts it.
+const (
+	questionTime = 20 * time.Second
+	repairTime   = 2 * time.Minute
+)
 
 func (d *Daemon) getDoctor(ctx context.Context, _ *struct{}) ([]api.Check, error) {
-	checks := []api.Check{}
+	return doctor.Ask(withDoctor(ctx), questionTime, d.questions()), nil
+}
+
+// withDoctor names what the helper is asked for in its log, as operations do.
+func withDoctor(ctx context.Context) context.Context {
+	return jsonhttp.WithOperation(ctx, "op-doctor-"+rand.Text()[:8])
+}
+
+// questions are all that bangerd can ask of its host.
+func (d *Daemon) questions() []doctor.Question {
+	all := d.host.Questions()
+	all = append(all, doctor.Question{ID: "helper", Why: "it does all that needs root", Ask: d.askHelper})
+	all = append(all, d.host.InstallationQuestions()...)
+	return append(all,
+		doctor.One("store", "it is all that is known of VMs, images and kernels", d.checkStore),
+		doctor.One("dns", "VMs are reached by their names", func(ctx context.Context) doctor.Finding {
+			return d.host.Names(ctx, Zone, doctor.LoopbackNames)
+		}),
+		doctor.One("bridge", "guests have no network without it", d.checkBridge),
+		doctor.One("agents", "an agent of another version may not know what is asked", d.checkAgents),
+		doctor.One("default-image", "`vm run` without --image uses it", d.checkImage),
+		doctor.One("default-kernel", "`vm run` without --kernel uses it", d.checkKernel),
+		doctor.Question{ID: "starts", Why: "no VM starts otherwise", Ask: d.vms.Checks},
+	)
+}
+
+// askHelper makes one request and judges all it tells, together with what the
+// store says of the same VMs.
+func (d *Daemon) askHelper(ctx context.Context) []api.Check {
+	why := "it does all that needs root"
+	before, err := d.ids(ctx, runs) // those that ran all the while
+	if err != nil {
+		return doctor.One("helper", why, failed(err, "")).Ask(ctx)
+	}
 	facts, err := d.helper.Check(ctx)
 	if err != nil {
-		checks = append(checks, fail("helper", err.Error(), "it does all that needs root", "systemctl status banger-helper.socket banger-helper.service"))
-	} else {
-		checks = append(checks, helperChecks(facts)...)
+		return doctor.One("helper", why, failed(err, "systemctl status banger-helper.socket banger-helper.service")).Ask(ctx)
 	}
-	checks = append(checks, d.imageCheck(ctx), d.kernelCheck(ctx), spaceCheck())
-	return append(checks, d.vms.Checks(ctx)...), nil
+	checks := doctor.One("helper", why, func(context.Context) doctor.Finding { return doctor.Pass("it answers") }).Ask(ctx)
+	checks = append(checks, doctor.One("versions", "they are made to go together", func(context.Context) doctor.Finding {
+		return d.host.Versions(version.Version, facts.HelperVersion)
+	}).Ask(ctx)...)
+	checks = append(checks, doctor.Facts(facts)...)
+	checks = append(checks, doctor.Confinement(facts, before))
+	return append(checks, doctor.One("leftovers", "they hold memory, disk space and addresses", func(ctx context.Context) doctor.Finding {
+		return d.checkLeftovers(ctx, facts)
+	}).Ask(ctx)...)
 }
 
-func helperChecks(f helper.HostFacts) []api.Check {
-	drift := api.Check{ID: "versions", Status: "pass", Found: "daemon and helper are " + version.Version}
-	if f.HelperVersion != version.Version {
-		drift = warn("versions", fmt.Sprintf("daemon is %s, helper is %s", version.Version, f.HelperVersion),
-			"they are made to go together", "sudo systemctl restart bangerd banger-helper")
-	}
-	checks := []api.Check{
-		drift,
-		fact("kvm", f.KVM, "usable", "no VM runs without it", "load kvm_intel or kvm_amd, enable virtualization in the firmware, or use `banger machine`"),
-		fact("device-mapper", f.DeviceMapper, "dm-snapshot is there", "root disks are made with it", "sudo modprobe dm_snapshot"),
-		fact("loop", f.Loop, "usable", "root disks are made with it", "sudo modprobe loop"),
-		fact("tun", f.Tun, "usable", "VMs get their network by it", "sudo modprobe tun"),
-		fact("cgroup-v2", f.CgroupV2, "mounted", "limits of VMs are kept by it", "boot with systemd.unified_cgroup_hierarchy=1"),
-		fact("jail", f.Jail, "usable", "each VM lives in a directory there", "keep "+paths.HelperDir+" on one filesystem without nodev and noexec"),
-		fact("nft", f.NFT, "usable", "what guests may do is kept by it", "install nftables"),
-		firecrackerCheck(f),
-	}
-	if f.Forwarding != "" {
-		checks = append(checks, warn("forwarding", f.Forwarding, "guests with NAT reach nothing without it", "sudo sysctl net.ipv4.ip_forward=1, or sudo banger system install"))
-	}
-	for _, said := range f.Firewall {
-		checks = append(checks, warn("firewall", said, "another firewall decides as well", ""))
-	}
-	return checks
+func failed(err error, fix string) func(context.Context) doctor.Finding {
+	return func(context.Context) doctor.Finding { return doctor.Fail(fix, "%v", err) }
 }
 
-// fact turns one of the helper's facts, empty when all is well, into a check.
-func fact(id, problem, good, why, fix string) api.Check {
-	if problem == "" {
-		return api.Check{ID: id, Status: "pass", Found: good}
+func runs(v *store.VM) bool { return v.State == api.StateRunning || v.State == api.StatePaused }
+
+func every(*store.VM) bool { return true }
+
+// ids of the VMs that are wanted.
+func (d *Daemon) ids(ctx context.Context, wanted func(*store.VM) bool) (ids []string, err error) {
+	vms, err := d.store.VMs(ctx)
+	for _, v := range vms {
+		if wanted(v) {
+			ids = append(ids, v.ID)
+		}
 	}
-	return fail(id, problem, why, fix)
+	return ids, err
 }
 
-func firecrackerCheck(f helper.HostFacts) api.Check {
-	switch {
-	case f.Programs != "":
-		return fail("firecracker", f.Programs, "VMs run only in what was installed", "sudo banger system install")
-	case f.Firecracker == "" || f.Jailer == "":
-		return fail("firecracker", "firecracker or jailer cannot be used", "VMs run in it", "sudo banger system install")
-	case f.Firecracker != f.Jailer:
-		return fail("firecracker", fmt.Sprintf("firecracker is %s, jailer is %s", f.Firecracker, f.Jailer),
-			"they are made to go together", "install both from one release")
+// leftovers looks at the host first and at the records then: a VM has its
+// record before it has anything else, and as long as it has anything.
+func (d *Daemon) leftovers(ctx context.Context, f helper.HostFacts) (kernel, files doctor.Leftovers, err error) {
+	if kernel, files, err = d.host.Traces(f); err != nil {
+		return nil, nil, err
 	}
-	return api.Check{ID: "firecracker", Status: "pass", Found: f.Firecracker}
+	known, err := d.ids(ctx, every)
+	if err != nil {
+		return nil, nil, err
+	}
+	kernel.Forget(known)
+	files.Forget(known)
+	return kernel, files, nil
 }
 
-func (d *Daemon) imageCheck(ctx context.Context) api.Check {
+func (d *Daemon) checkLeftovers(ctx context.Context, f helper.HostFacts) doctor.Finding {
+	kernel, files, err := d.leftovers(ctx, f)
+	if err != nil {
+		return doctor.Warn("", "cannot tell: %v", err)
+	}
+	return doctor.JudgeLeftovers(kernel, files)
+}
+
+func (d *Daemon) checkStore(ctx context.Context) doctor.Finding {
+	if err := d.store.Check(ctx); err != nil {
+		return doctor.Fail("stop bangerd, and bring back a copy of "+paths.StateDir+"/banger.db", "%v", err)
+	}
+	return doctor.Pass("it is whole")
+}
+
+func (d *Daemon) checkBridge(ctx context.Context) doctor.Finding {
+	running, err := d.ids(ctx, runs)
+	if err != nil {
+		return doctor.Warn("", "cannot tell: %v", err)
+	}
+	if len(running) == 0 {
+		return doctor.Pass("no VM runs, so none is needed")
+	}
+	if _, err := os.Lstat("/sys/class/net/" + d.record.Bridge); err != nil {
+		f := doctor.Fail("banger doctor --fix", "%s is not there, with %d VMs running", d.record.Bridge, len(running))
+		f.Repair = "make the bridge " + d.record.Bridge + " and its rules anew, and join the VMs' ports to it"
+		return f
+	}
+	return doctor.Pass("%s is there", d.record.Bridge)
+}
+
+func (d *Daemon) checkAgents(ctx context.Context) doctor.Finding {
+	vms, err := d.store.VMs(ctx)
+	if err != nil {
+		return doctor.Warn("", "cannot tell: %v", err)
+	}
+	agents := map[string]string{}
+	for _, v := range vms {
+		if runs(v) && v.Guest != nil {
+			agents[v.Name] = v.Guest.Agent
+		}
+	}
+	return doctor.Agents(version.Version, agents)
+}
+
+func (d *Daemon) checkImage(ctx context.Context) doctor.Finding {
 	if _, err := d.store.Image(ctx, d.config.DefaultImage); err != nil {
-		return warn("default-image", fmt.Sprintf("there is no image %q", d.config.DefaultImage),
-			"`vm run` without --image uses it", "banger image import "+d.config.DefaultImage+" FILE.tar")
+		return doctor.Warn("banger image import "+d.config.DefaultImage+" FILE.tar", "there is no image %q", d.config.DefaultImage)
 	}
-	return api.Check{ID: "default-image", Status: "pass", Found: d.config.DefaultImage}
+	return doctor.Pass("%s", d.config.DefaultImage)
 }
 
-func (d *Daemon) kernelCheck(ctx context.Context) api.Check {
+func (d *Daemon) checkKernel(ctx context.Context) doctor.Finding {
 	k, err := d.store.Kernel(ctx, d.config.DefaultKernel)
 	if err != nil {
-		return warn("default-kernel", fmt.Sprintf("there is no kernel %q", d.config.DefaultKernel),
-			"`vm run` without --kernel uses it", "sudo banger system install, or banger kernel import "+d.config.DefaultKernel+" --from FILE")
+		return doctor.Warn("sudo banger system install, or banger kernel import "+d.config.DefaultKernel+" --from FILE", "there is no kernel %q", d.config.DefaultKernel)
 	}
-	return api.Check{ID: "default-kernel", Status: "pass", Found: k.Name + ", " + k.Release}
+	return doctor.Pass("%s, %s", k.Name, k.Release)
 }
 
-func spaceCheck() api.Check {
-	free, err := disk.Free(paths.StateDir)
+// repairs are what can be mended without anybody's loss, by the check's id.
+var repairs = map[string]func(*Daemon, context.Context) error{
+	"leftovers": (*Daemon).clearLeftovers,
+	"bridge":    (*Daemon).remakeBridge,
+}
+
+// repair mends what the checks of these ids found, and makes them again.
+func (d *Daemon) repair(ctx context.Context, in *struct{ Body api.RepairRequest }) ([]api.Check, error) {
+	for _, id := range in.Body.Checks {
+		if repairs[id] == nil {
+			return nil, api.BadRequest("nothing can be repaired of check %.40q", id)
+		}
+	}
+	ctx, cancel := context.WithTimeout(withDoctor(context.WithoutCancel(ctx)), repairTime)
+	defer cancel()
+	failures := map[string]error{}
+	for _, id := range in.Body.Checks {
+		d.log.InfoContext(ctx, "repairing", "check", id)
+		failures[id] = repairs[id](d, ctx)
+	}
+	checks := slices.DeleteFunc(doctor.Ask(ctx, questionTime, d.questions()), func(c api.Check) bool { return !slices.Contains(in.Body.Checks, c.ID) })
+	for i, c := range checks {
+		if err := failures[c.ID]; err != nil {
+			checks[i].Status, checks[i].Found = api.CheckFail, fmt.Sprintf("cannot repair it: %v; now: %s", err, c.Found)
+		}
+	}
+	return checks, nil
+}
+
+func (d *Daemon) clearLeftovers(ctx context.Context) error {
+	facts, err := d.helper.Check(ctx)
 	if err != nil {
-		return fail("space", err.Error(), "disks of VMs lie there", "")
+		return err
 	}
-	found := fmt.Sprintf("%d MiB free in %s", free>>20, paths.StateDir)
-	if free < lowSpace {
-		return warn("space", found, "running VMs are paused when it is used up", "banger vm delete, banger image delete")
+	kernel, _, err := d.leftovers(ctx, facts)
+	if err != nil {
+		return err
 	}
-	return api.Check{ID: "space", Status: "pass", Found: found}
+	for _, id := range kernel.IDs() {
+		if one := d.vms.ClearLeftover(ctx, id); one != nil {
+			err = errors.Join(err, fmt.Errorf("VM %s: %w", id, one))
+		}
+	}
+	return err
 }
 
-func fail(id, found, why, fix string) api.Check {
-	return api.Check{ID: id, Status: "fail", Found: found, Why: why, Fix: fix}
-}
-
-func warn(id, found, why, fix string) api.Check {
-	return api.Check{ID: id, Status: "warn", Found: found, Why: why, Fix: fix}
+func (d *Daemon) remakeBridge(ctx context.Context) error {
+	_, err := d.helper.EnsureBridge(ctx)
+	return err
 }

@@ -22,6 +22,7 @@ func (d *Daemon) routes() http.Handler {
 
 	get(h, "/v1/version", "Which daemon this is", d.getVersion)
 	get(h, "/v1/doctor", "Check the host", d.getDoctor)
+	post(h, "/v1/doctor/repair", "Mend what checks found, as they say under repair", http.StatusOK, d.repair)
 	post(h, "/v1/ssh/certificates", "Get a certificate for SSH sessions into VMs", http.StatusOK, d.signCertificate)
 
 	get(h, "/v1/vms", "List VMs", d.listVMs)

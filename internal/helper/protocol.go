@@ -138,9 +138,9 @@ type Exit struct {
 	UnixNano int64  `json:"unix_nano"`
 }
 
-// HostFacts are what preflight and doctor ask root about.
+// HostFacts are what doctor asks root about.
 type HostFacts struct {
-	KVM          string `json:"kvm"` // empty = usable, otherwise what is wrong
+	KVM          string `json:"kvm"` // empty = a guest ran on it, otherwise what is wrong
 	DeviceMapper string `json:"device_mapper"`
 	Loop         string `json:"loop"`
 	Tun          string `json:"tun"`
@@ -155,6 +155,27 @@ type HostFacts struct {
 	Jailer        string   `json:"jailer"`      // version
 	Programs      string   `json:"programs"`    // empty = both are what was installed
 	HelperVersion string   `json:"helper_version"`
+
+	// JailFS is the type of the filesystem that jails are on, e.g. "ext4".
+	JailFS string `json:"jail_fs,omitempty"`
+	// Tree says what is wrong with the owner or mode of the helper's own
+	// directories and files; empty = nothing.
+	Tree string `json:"tree"`
+	// Foreign are names below the helper's directory that no banger made.
+	Foreign []string `json:"foreign,omitempty"`
+	// Slots and Jails are the ids of VMs that have one.
+	Slots []string `json:"slots,omitempty"`
+	Jails []string `json:"jails,omitempty"`
+	// VMMs are the VMs that have a process. Firecracker has given up all rights
+	// only when its VM runs.
+	VMMs []VMM `json:"vmms,omitempty"`
+}
+
+// VMM is how the processes of a VM are confined.
+type VMM struct {
+	ID string `json:"id"`
+	// Weak says what they have that they should not; empty = nothing.
+	Weak string `json:"weak"`
 }
 
 // Problem codes of the helper beside those of package api.

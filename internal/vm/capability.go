@@ -82,12 +82,3 @@ func (m *Manager) cleanupCapabilities(ctx context.Context, v *store.VM) error {
 	}
 	return errors.Join(errs...)
 }
-
-// Checks are the capabilities' findings about this host.
-func (m *Manager) Checks(ctx context.Context) []api.Check {
-	var all []api.Check
-	for _, c := range m.capabilities() {
-		all = append(all, c.checks(ctx)...)
-	}
-	return all
-}

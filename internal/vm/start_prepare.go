@@ -9,10 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
-	"golang.org/x/sys/unix"
-
 	"banger/api"
-	"banger/internal/disk"
 	"banger/internal/firecracker"
 	"banger/internal/guest"
 	"banger/internal/helper"
@@ -53,13 +50,8 @@ func (r *startRun) preflight(ctx context.Context) error {
 }
 
 func (r *startRun) checkRoom() error {
-	free, err := disk.Free(r.m.StateDir)
-	if err != nil {
+	if err := refuse(507, api.CodeNoSpace, r.m.room()); err != nil {
 		return err
-	}
-	if free < r.m.Reserve || r.m.low.Load() {
-		return api.Problemf(507, api.CodeNoSpace, "only %d MiB are free in %s, too few for what VMs write", free>>20, r.m.StateDir).
-			WithHint("delete VMs or images that are no longer needed, see `banger vm list` and `banger image list`")
 	}
 	total, err := hostMemory()
 	if err != nil {
@@ -93,17 +85,7 @@ func (r *startRun) ensureBridge(ctx context.Context) error {
 // checkJailParents makes sure that nobody but root can have a hand in where
 // the jail will be.
 func (r *startRun) checkJailParents(context.Context) error {
-	for _, dir := range []string{r.m.JailDir, filepath.Dir(r.m.JailDir)} {
-		var st unix.Stat_t
-		if err := unix.Lstat(dir, &st); err != nil {
-			return fmt.Errorf("cannot find the jails' directory %s: %w", dir, err)
-		}
-		if st.Mode&unix.S_IFMT != unix.S_IFDIR || st.Mode&0o022 != 0 || int(st.Uid) != r.m.JailOwner {
-			return api.Problemf(412, api.CodePrerequisite, "%s is not a directory that only root can write", dir).
-				WithHint("`sudo banger system install` mends it")
-		}
-	}
-	return nil
+	return refuse(412, api.CodePrerequisite, r.m.jailParents())
 }
 
 // prepareSockets makes sure that no jail of an earlier run is there, in which
@@ -281,12 +263,5 @@ func (r *startRun) chooseMetrics(context.Context) error { return nil }
 
 // checkBinaries looks at the programs before root does, for a clearer word.
 func (r *startRun) checkBinaries(context.Context) error {
-	for _, program := range []string{r.m.Record.Firecracker, r.m.Record.Jailer} {
-		st, err := os.Lstat(program)
-		if err != nil || !st.Mode().IsRegular() || st.Mode().Perm()&0o111 == 0 || st.Mode().Perm()&0o022 != 0 {
-			return api.Problemf(412, api.CodePrerequisite, "%s is not a program that only root can write", program).
-				WithHint("`sudo banger system install` brings it back")
-		}
-	}
-	return nil
+	return refuse(412, api.CodePrerequisite, r.m.binaries())
 }

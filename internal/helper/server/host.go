@@ -15,17 +15,11 @@ import (
 	"banger/internal/version"
 )
 
-// KVM's interface has had this version since 2007 and will keep it.
-const (
-	kvmGetAPIVersion = 0xae00
-	kvmAPIVersion    = 12
-)
-
 // hostCheck gathers facts; what is wrong with the host is an answer, not an
 // error.
 func (s *Server) hostCheck(ctx context.Context, _ helper.Empty) (helper.HostFacts, error) {
 	f := helper.HostFacts{
-		KVM:           words(checkKVM()),
+		KVM:           words(checkKVM(ctx)),
 		DeviceMapper:  words(checkDM()),
 		Loop:          words(canOpen("/dev/loop-control")),
 		Tun:           words(canOpen("/dev/net/tun")),
@@ -45,7 +39,18 @@ func (s *Server) hostCheck(ctx context.Context, _ helper.Empty) (helper.HostFact
 	f.Firecracker, err = checkProgram(ctx, s.record.Firecracker, s.record.FirecrackerSHA256, "Firecracker")
 	f.Jailer, jailerErr = checkProgram(ctx, s.record.Jailer, s.record.JailerSHA256, "Jailer")
 	f.Programs = words(errors.Join(err, jailerErr))
-	return f, nil
+	if jails, err := mountOf(s.places.Jails); err == nil {
+		f.JailFS = jails.FSType
+	}
+	f.Tree = words(s.places.checkTree())
+	if f.Foreign, f.Jails, err = s.places.lookAround(); err != nil {
+		return f, err
+	}
+	if f.Slots, err = s.slots.ids(); err != nil {
+		return f, err
+	}
+	f.VMMs, err = s.confinement(f.Jails)
+	return f, err
 }
 
 func words(err error) string {
@@ -61,22 +66,6 @@ func canOpen(path string) error {
 		return err
 	}
 	return f.Close()
-}
-
-func checkKVM() error {
-	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	v, err := unix.IoctlRetInt(int(f.Fd()), kvmGetAPIVersion)
-	if err != nil {
-		return fmt.Errorf("/dev/kvm is not KVM: %w", err)
-	}
-	if v != kvmAPIVersion {
-		return fmt.Errorf("/dev/kvm has API version %d, not %d", v, kvmAPIVersion)
-	}
-	return nil
 }
 
 func checkDM() error {

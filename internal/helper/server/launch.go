@@ -101,7 +101,7 @@ func (s *Server) readyToLaunch(ctx context.Context, id string) error {
 	if err := s.checkPrograms(); err != nil {
 		return err
 	}
-	if err := checkKVM(); err != nil {
+	if err := hasKVM(); err != nil {
 		return api.Problemf(http.StatusPreconditionFailed, api.CodePrerequisite, "cannot use KVM: %v", err).
 			WithHint("run `banger doctor`")
 	}

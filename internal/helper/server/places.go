@@ -38,18 +38,26 @@ func InstalledPlaces() Places {
 	}
 }
 
-// make creates what is missing. The jails' parents are passed through by
-// every VM's uid and by the owner, so they are 0711, not 0700.
-func (p Places) make() error {
-	for _, d := range []struct {
-		path string
-		mode os.FileMode
-	}{
+// rootDir is a directory that belongs to root, with its mode.
+type rootDir struct {
+	path string
+	mode os.FileMode
+}
+
+// directories are all of the helper's own. The jails' parents are passed
+// through by every VM's uid and by the owner, so they are 0711, not 0700.
+func (p Places) directories() []rootDir {
+	return []rootDir{
 		{filepath.Dir(p.Slots), 0o711},
 		{filepath.Dir(p.Jails), 0o711}, {p.Jails, 0o711},
 		{filepath.Dir(p.Blobs), 0o700}, {p.Blobs, 0o700},
 		{p.Exit, 0o755}, {p.Locks, 0o700},
-	} {
+	}
+}
+
+// make creates what is missing.
+func (p Places) make() error {
+	for _, d := range p.directories() {
 		if err := makeDir(d.path, d.mode); err != nil {
 			return err
 		}
@@ -101,10 +109,13 @@ func unitName(id string) string { return "banger-vm-" + id + ".service" }
 
 func (p Places) jail(id string) string { return filepath.Join(p.Jails, id) }
 
+// newFile is how the names of files begin that writeAtomic has not moved yet.
+const newFile = ".new-"
+
 // writeAtomic makes the file appear whole or not at all, also after a power
 // cut.
 func writeAtomic(path string, data []byte, mode os.FileMode) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
+	f, err := os.CreateTemp(filepath.Dir(path), newFile+"*")
 	if err != nil {
 		return err
 	}

@@ -47,6 +47,7 @@ type Server struct {
 	mu    sync.Mutex
 	netns map[string]*os.File // by VM id, from launch to handover; guarded by mu
 
+	pace   pace
 	active atomic.Int32 // requests under way
 	last   atomic.Int64 // when the last one ended, in Unix nanoseconds
 }

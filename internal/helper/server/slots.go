@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
+	"slices"
 
 	"banger/api"
 	"banger/internal/helper"
@@ -68,6 +70,16 @@ func (r *registry) lookup(id string) (out helper.Slot, err error) {
 		return nil
 	})
 	return out, err
+}
+
+// ids are the VMs that have a slot.
+func (r *registry) ids() (ids []string, err error) {
+	err = r.places.locked(slotsLock, func() error {
+		f, err := r.load()
+		ids = slices.Sorted(maps.Keys(f.Slots))
+		return err
+	})
+	return ids, err
 }
 
 // release frees the VM's slot; it is fine if it has none.

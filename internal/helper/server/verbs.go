@@ -1,119 +1,103 @@
 package server
 
 import (
-	"bytes"
 	"context"
-	"io"
-	"log/slog"
 	"net/http"
-	"time"
+	"reflect"
 
 	"banger/api"
 	"banger/internal/helper"
 	"banger/internal/jsonhttp"
 )
 
-const (
-	maxActive = 64        // requests at a time
-	maxBody   = 512 << 10 // bytes; network.apply has a line for each guest
-	bodyTime  = 10 * time.Second
-)
+// verb is one thing the helper can be asked for, with what people are told of
+// it (policy.go), so that neither can be changed without the other in sight.
+type verb struct {
+	name          string
+	does, touches string
+	in, out       reflect.Type
+	handler       http.Handler
+}
+
+// verbs are all there are.
+func (s *Server) verbs() []verb {
+	byVM := func(r helper.VMRequest) string { return r.ID }
+	return []verb{
+		newVerb("vm.reserve", func(r helper.ReserveRequest) string { return r.ID }, s.reserve,
+			"Gives the VM a slot, from which its uid and address follow, or tells the one it has.",
+			"the registry of slots"),
+		newVerb("vm.release", byVM, s.release,
+			"Cleans up like vm.cleanup, then frees the slot. Refused while the VM's unit lives.",
+			"the registry of slots, the VM's exit record, and what vm.cleanup touches"),
+		newVerb("vm.attach", func(r helper.AttachRequest) string { return r.ID }, s.attach,
+			"Makes the VM's disks of files: base and overlay give the root disk, work the work disk. The paths are below the owner's state directory, regular files of the owner, reached through no symlink and opened once.",
+			"free loop devices, the device-mapper devices fc-rootfs-ID and fc-work-ID"),
+		newVerb("vm.grow", func(r helper.GrowRequest) string { return r.ID }, s.grow,
+			"Makes the VM's work disk as large as its file has become.",
+			"the loop device and the device-mapper device of that disk"),
+		newVerb("vm.fsck", func(r helper.FsckRequest) string { return r.ID }, s.fsck,
+			"Has e2fsck look at a disk of a VM that does not run, as the VM's uid, in a unit without rights; see the unit banger-fsck-ID.service below.",
+			"the VM's jail directory, a node of the one disk in it, the unit"),
+		newVerb("vm.launch", func(r helper.LaunchRequest) string { return r.ID }, s.launch,
+			"Makes the jail with kernel, initrd and disk nodes, an empty network namespace with one tap, and starts the VM's unit. Kernel and initrd are named by sha256. Refused if there is a jail, or if the VM has a unit.",
+			"the VM's jail directory, its unit, its namespace; the API socket's rights, for the owner"),
+		newVerb("vm.handover", byVM, s.handover,
+			"Pins the guest's MAC and address to its port, then moves the tap to the bridge; disks are set to vanish with Firecracker.",
+			"the vsock socket's rights, for the owner; the tap, the bridge, the firewall tables banger; flags of the VM's disks"),
+		newVerb("vm.kill", byVM, s.kill,
+			"Stops the VM's unit, with SIGKILL, and waits for its end.",
+			"the unit banger-vm-ID.service"),
+		newVerb("vm.cleanup", byVM, s.cleanup,
+			"Removes what the VM has in the kernel and in the jails. Refused while its unit lives. Calling it again changes nothing.",
+			"the VM's disks, jail directory, tap, firewall elements, and the unit of vm.fsck"),
+		newVerb("blob.put", nil, s.putBlob,
+			"Copies a file below the owner's state directory, hashes the copy, and keeps it under that name, for root and read only. At most 1 GiB each.",
+			"the store of blobs"),
+		newVerb("blob.gc", nil, s.gcBlobs,
+			"Removes the blobs that are not to be kept and are in no jail.",
+			"the store of blobs"),
+		newVerb("bridge.ensure", nil, s.ensureBridge,
+			"Makes bridge, address and firewall tables what the installation's record says, routes names of the zone vm to the bridge, and tells Docker or firewalld of it where they run.",
+			"the bridge, the firewall tables banger, Docker's chain DOCKER-USER, firewalld's zone of the bridge, systemd-resolved's settings of the bridge"),
+		newVerb("network.apply", nil, s.applyNetwork,
+			"Says which guests have NAT and which may talk to each other; the guests' addresses follow from their slots. With whole, all others have neither.",
+			"elements of the firewall tables banger, isolation of the VMs' ports"),
+		newVerb("host.check", nil, s.hostCheck,
+			"Tells what root alone can see of the host; runs a test guest of one page on KVM, and Firecracker and jailer with --version.",
+			"nothing"),
+	}
+}
 
 // Handler returns the verbs: the whole of what the helper can be asked.
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
-	byVM := func(r helper.VMRequest) string { return r.ID }
-	verb(mux, "vm.reserve", func(r helper.ReserveRequest) string { return r.ID }, s.reserve)
-	verb(mux, "vm.release", byVM, s.release)
-	verb(mux, "vm.attach", func(r helper.AttachRequest) string { return r.ID }, s.attach)
-	verb(mux, "vm.grow", func(r helper.GrowRequest) string { return r.ID }, s.grow)
-	verb(mux, "vm.fsck", func(r helper.FsckRequest) string { return r.ID }, s.fsck)
-	verb(mux, "vm.launch", func(r helper.LaunchRequest) string { return r.ID }, s.launch)
-	verb(mux, "vm.handover", byVM, s.handover)
-	verb(mux, "vm.kill", byVM, s.kill)
-	verb(mux, "vm.cleanup", byVM, s.cleanup)
-	verb(mux, "blob.put", nil, s.putBlob)
-	verb(mux, "blob.gc", nil, s.gcBlobs)
-	verb(mux, "bridge.ensure", nil, s.ensureBridge)
-	verb(mux, "network.apply", nil, s.applyNetwork)
-	verb(mux, "host.check", nil, s.hostCheck)
+	for _, v := range s.verbs() {
+		mux.Handle("POST /v1/"+v.name, v.handler)
+	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		jsonhttp.WriteError(w, api.NotFound("there is no such verb"))
 	})
-	return s.limit(mux)
+	return logged(s.limit(mux))
 }
 
 func (s *Server) reserve(_ context.Context, r helper.ReserveRequest) (helper.Slot, error) {
 	return s.slots.reserve(r.ID)
 }
 
-// verb registers one verb. Where the request names a VM, its id is checked
+// newVerb makes one verb. Where the request names a VM, its id is checked
 // before anything else is looked at.
-func verb[In, Out any](mux *http.ServeMux, name string, id func(In) string, f func(context.Context, In) (Out, error)) {
-	mux.Handle("POST /v1/"+name, jsonhttp.Handle(func(ctx context.Context, in In) (out Out, err error) {
-		start := time.Now()
-		attrs := []any{"verb", name, "op", printable(jsonhttp.Operation(ctx))}
+func newVerb[In, Out any](name string, id func(In) string, f func(context.Context, In) (Out, error), does, touches string) verb {
+	handler := jsonhttp.Handle(func(ctx context.Context, in In) (out Out, err error) {
+		entry := entryOf(ctx)
+		entry.verb, entry.op = name, jsonhttp.Operation(ctx)
+		defer func() { entry.err = err }()
 		if id != nil {
 			if err := checkID(id(in)); err != nil {
-				slog.Warn("refused", append(attrs, "err", err)...)
 				return out, err
 			}
-			attrs = append(attrs, "id", id(in))
+			entry.id = id(in)
 		}
-		out, err = f(ctx, in)
-		attrs = append(attrs, "ms", float64(time.Since(start).Microseconds())/1000)
-		if err != nil {
-			slog.Warn("failed", append(attrs, "code", jsonhttp.AsProblem(err).Code, "err", err)...)
-			return out, err
-		}
-		slog.Info("done", attrs...)
-		return out, nil
-	}))
-}
-
-// printable cuts what the caller chose to something a log line can hold.
-func printable(op string) string {
-	if len(op) > 64 {
-		op = op[:64]
-	}
-	return op
-}
-
-// limit bounds how many requests there are, how long each is, and how long it
-// may take to arrive, so that one caller's mistakes cost little.
-func (s *Server) limit(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		defer func() {
-			s.last.Store(time.Now().UnixNano())
-			s.active.Add(-1)
-		}()
-		if s.active.Add(1) > maxActive {
-			jsonhttp.WriteError(w, api.Problemf(http.StatusServiceUnavailable, helper.CodeBusy, "%d requests are under way", maxActive))
-			return
-		}
-		body, err := readBody(w, r)
-		if err != nil {
-			jsonhttp.WriteError(w, err)
-			return
-		}
-		r.Body = io.NopCloser(bytes.NewReader(body))
-		next.ServeHTTP(w, r)
+		return f(ctx, in)
 	})
-}
-
-func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
-	control := http.NewResponseController(w)
-	// Tests without a connection have no deadline to set. On a connection
-	// this cannot fail before a read does.
-	_ = control.SetReadDeadline(time.Now().Add(bodyTime))
-	body, err := io.ReadAll(io.LimitReader(r.Body, maxBody+1))
-	if err != nil {
-		return nil, api.BadRequest("cannot read request: %v", err)
-	}
-	if len(body) > maxBody {
-		return nil, api.Problemf(http.StatusRequestEntityTooLarge, api.CodeBadRequest, "request is larger than %d bytes", maxBody)
-	}
-	// From here on the connection is read only to notice that the caller left.
-	_ = control.SetReadDeadline(time.Time{})
-	return body, nil
+	return verb{name: name, does: does, touches: touches, handler: handler, in: reflect.TypeFor[In](), out: reflect.TypeFor[Out]()}
 }

@@ -1,0 +1,147 @@
+package doctor
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// unitDirs are where systemd looks for units and drop-ins, what it prefers
+// first. The transient units of VMs are not among them: their own properties
+// are kept as drop-ins in /run/systemd/transient.
+var unitDirs = []string{
+	"/etc/systemd/system.control", "/run/systemd/system.control", "/run/systemd/generator.early",
+	"/etc/systemd/system", "/etc/systemd/system.attached", "/run/systemd/system", "/run/systemd/system.attached",
+	"/run/systemd/generator", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/run/systemd/generator.late",
+}
+
+// units compares the unit files with what was installed.
+func (h Host) units() Finding {
+	var wrong []string
+	for _, path := range slices.Sorted(maps.Keys(h.Units)) {
+		raw, err := os.ReadFile(h.at(path))
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			wrong = append(wrong, path+" is missing")
+		case err != nil:
+			wrong = append(wrong, err.Error())
+		case bare(string(raw)) != bare(h.Units[path]):
+			wrong = append(wrong, path+" is not what this banger installs")
+		}
+		if other := h.preferred(path); other != "" {
+			wrong = append(wrong, other+" is used in place of "+path)
+		}
+	}
+	if len(wrong) > 0 {
+		return Fail("sudo banger system install; own settings belong into drop-ins, see `systemctl edit`", "%s", strings.Join(wrong, "; "))
+	}
+	return Pass("%d unit files are as installed", len(h.Units))
+}
+
+// bare is what systemd takes from a unit: no remarks, which name the version, too.
+func bare(text string) string {
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		if line = strings.TrimSpace(line); line != "" && line[0] != '#' && line[0] != ';' {
+			b.WriteString(line + "\n")
+		}
+	}
+	return b.String()
+}
+
+// preferred finds a file that systemd reads instead of the one at path.
+func (h Host) preferred(path string) string {
+	dir, name := filepath.Split(path)
+	for _, better := range unitDirs {
+		if better == filepath.Clean(dir) {
+			return ""
+		}
+		if _, err := os.Lstat(h.at(better + "/" + name)); err == nil {
+			return better + "/" + name
+		}
+	}
+	return ""
+}
+
+// dropIns lists what somebody else adds to our units, and warns of all that is
+// not known to leave the sandbox alone.
+func (h Host) dropIns() Finding {
+	var files, changes []string
+	for _, dir := range unitDirs {
+		found, err := filepath.Glob(h.at(dir) + "/*.d/*.conf")
+		if err != nil { // the pattern is ours
+			return Warn("", "cannot look for drop-ins: %v", err)
+		}
+		for _, f := range found {
+			path := strings.TrimPrefix(f, h.Root)
+			if _, own := h.Units[path]; own || !concernsUs(filepath.Base(filepath.Dir(path))) {
+				continue
+			}
+			files = append(files, path)
+			raw, err := os.ReadFile(f)
+			if err != nil {
+				changes = append(changes, fmt.Sprintf("%s cannot be read", path))
+			} else if keys := touchy(string(raw)); len(keys) > 0 {
+				changes = append(changes, fmt.Sprintf("%s sets %s", path, strings.Join(keys, ", ")))
+			}
+		}
+	}
+	switch {
+	case len(changes) > 0:
+		return Warn("see that the drop-ins are meant: `systemctl cat` shows them", "%s", strings.Join(changes, "; "))
+	case len(files) > 0:
+		return Pass("%s: limits and the like", strings.Join(files, ", "))
+	}
+	return Pass("none")
+}
+
+// concernsUs tells whether the drop-ins in a directory of that name are for a
+// unit of ours, or for every unit of a kind.
+func concernsUs(dir string) bool {
+	for _, kind := range []string{"service", "socket", "slice"} {
+		name, ok := strings.CutSuffix(dir, kind+".d")
+		if ok && (name == "" || strings.HasPrefix(name, "banger") && strings.HasSuffix(name, ".")) {
+			return true
+		}
+	}
+	return false
+}
+
+// harmless begin the names of settings that take no wall of the sandbox down.
+// Whatever is not listed may.
+var harmless = []string{
+	"Description=", "Documentation=", "After=", "Before=", "Wants=", "WantedBy=",
+	"CPU", "AllowedCPUs=", "AllowedMemoryNodes=", "StartupCPUWeight=", "StartupIOWeight=", "NUMA",
+	"MemoryAccounting=", "MemoryMin=", "MemoryLow=", "MemoryHigh=", "MemoryMax=", "MemorySwapMax=", "MemoryZSwapMax=",
+	"IO", "Tasks", "Limit", "Nice=", "OOMScoreAdjust=", "Restart", "Timeout", "LogLevelMax=", "LogRateLimit",
+	"MemoryPressure", "ManagedOOM",
+}
+
+// withdrawn are settings that only take something away when they are emptied.
+var withdrawn = []string{"SupplementaryGroups", "CapabilityBoundingSet", "AmbientCapabilities", "DeviceAllow", "ReadWritePaths"}
+
+// touchy returns the names of a drop-in's settings that may weaken the unit.
+func touchy(text string) (keys []string) {
+	text = strings.ReplaceAll(text, "\\\n", " ")
+	for line := range strings.Lines(text) {
+		line = strings.TrimSpace(line)
+		if line == "" || strings.ContainsAny(line[:1], "#;[") {
+			continue
+		}
+		key, value, _ := strings.Cut(line, "=")
+		key, value = strings.TrimSpace(key), strings.TrimSpace(value)
+		if value == "" && slices.Contains(withdrawn, key) {
+			continue
+		}
+		if !slices.ContainsFunc(harmless, func(p string) bool { return strings.HasPrefix(key+"=", p) }) && !slices.Contains(keys, key) {
+			keys = append(keys, key)
+		}
+	}
+	slices.Sort(keys)
+	return keys
+}

@@ -1,0 +1,101 @@
+package doctor
+
+import (
+	"os"
+	"slices"
+	"testing"
+
+	"banger/api"
+)
+
+const etc = "/etc/systemd/system/"
+
+func unitHost(t *testing.T) Host {
+	t.Helper()
+	units := map[string]string{
+		etc + "bangerd.service":                     "[Service]\nUser=dev\n",
+		etc + "banger-vm-.service.d/10-banger.conf": "[Service]\nNoNewPrivileges=yes\n",
+	}
+	h := tree(t, units)
+	h.Units = units
+	return h
+}
+
+func TestUnits(t *testing.T) {
+	for name, c := range map[string]struct {
+		spoil  func(t *testing.T, h Host)
+		status api.CheckStatus
+		says   string
+	}{
+		"as installed": {func(*testing.T, Host) {}, "pass", "2 unit files"},
+		"changed": {func(t *testing.T, h Host) {
+			put(t, h, etc+"banger-vm-.service.d/10-banger.conf", "[Service]\nNoNewPrivileges=no\n")
+		}, "fail", "10-banger.conf is not what"},
+		"another remark": {func(t *testing.T, h Host) {
+			put(t, h, etc+"bangerd.service", "# of another version\n\n[Service]\nUser=dev\n")
+		}, "pass", "2 unit files"},
+		"missing": {func(t *testing.T, h Host) {
+			if err := os.Remove(h.at(etc + "bangerd.service")); err != nil {
+				t.Fatal(err)
+			}
+		}, "fail", "bangerd.service is missing"},
+		"masked": {func(t *testing.T, h Host) {
+			if err := os.Remove(h.at(etc + "bangerd.service")); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Symlink("/dev/null", h.at(etc+"bangerd.service")); err != nil {
+				t.Fatal(err)
+			}
+		}, "fail", "bangerd.service is not what"},
+		"another is preferred": {func(t *testing.T, h Host) {
+			put(t, h, "/run/systemd/system.control/bangerd.service", "")
+		}, "fail", "/run/systemd/system.control/bangerd.service is used in place of"},
+		"a worse one does not count": {func(t *testing.T, h Host) {
+			put(t, h, "/usr/lib/systemd/system/bangerd.service", "")
+		}, "pass", ""},
+	} {
+		h := unitHost(t)
+		c.spoil(t, h)
+		check(t, name, h.units(), c.status, c.says)
+	}
+}
+
+func TestDropIns(t *testing.T) {
+	for path, c := range map[string]struct {
+		text   string
+		status api.CheckStatus
+		says   string
+	}{
+		etc + "other.service.d/x.conf":                                                {"[Service]\nUser=root\n", "pass", "none"},
+		etc + "bangerd.service.d/x.conf":                                              {"[Service]\nMemoryMax=1G\nCPUWeight = 50\n", "pass", "bangerd.service.d/x.conf: limits"},
+		etc + "bangerd.service.d/group.conf":                                          {"[Service]\nSupplementaryGroups=\n", "pass", "limits"},
+		etc + "bangerd.service.d/more.conf":                                           {"[Service]\nSupplementaryGroups=disk\n", "warn", "sets SupplementaryGroups"},
+		"/run/systemd/system/banger-vm-.service.d/x.conf":                             {"[Service]\nNoNewPrivileges=no\n", "warn", "sets NoNewPrivileges"},
+		"/usr/lib/systemd/system/service.d/x.conf":                                    {"[Service]\nDeviceAllow=/dev/sda rw\n", "warn", "sets DeviceAllow"},
+		"/etc/systemd/system.control/banger-vm-0123456789ab.service.d/50-CPU.conf":    {"[Service]\nCPUQuota=50%\n", "pass", "limits"},
+		etc + "banger-.service.d/x.conf":                                              {"[Service]\nMemoryDenyWriteExecute=no\n", "warn", "sets MemoryDenyWriteExecute"},
+		etc + "banger-helper.socket.d/x.conf":                                         {"[Socket]\nSocketMode=0666\n", "warn", "sets SocketMode"},
+		etc + "bangerd.service.d/long.conf":                                           {"[Service]\nEnvironment=A=1 \\\n  B=2\n# User=root\n;x=y\n", "warn", "sets Environment"},
+		"/run/systemd/transient/banger-vm-0123456789ab.service.d/50-DeviceAllow.conf": {"[Service]\nDeviceAllow=/dev/dm-1 rw\n", "pass", "none"},
+	} {
+		h := unitHost(t)
+		put(t, h, path, c.text)
+		check(t, path, h.dropIns(), c.status, c.says)
+	}
+}
+
+func TestTouchy(t *testing.T) {
+	got := touchy("[Service]\nUser=root\nNice=5\n\nUser=x\nSystemCallFilter=\nLimitNOFILE=5\nwhat is this\n")
+	if !slices.Equal(got, []string{"SystemCallFilter", "User", "what is this"}) {
+		t.Errorf("%q", got)
+	}
+}
+
+func FuzzTouchy(f *testing.F) {
+	f.Add("[Service]\nUser=root\\\n\n=x\n=")
+	f.Fuzz(func(t *testing.T, text string) {
+		if keys := touchy(text); !slices.IsSorted(keys) {
+			t.Errorf("%q", keys)
+		}
+	})
+}

@@ -1,0 +1,42 @@
+package server
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+// These run where this user may use KVM; a machine without has nothing to try.
+func TestGuestOnKVM(t *testing.T) {
+	if err := hasKVM(); err != nil {
+		t.Skip(err)
+	}
+	for name, c := range map[string]struct {
+		program []byte
+		want    string
+	}{
+		"adds":            {adds, ""},
+		"computes wrong":  {[]byte{0xf4}, "computed 0x0"},
+		"never ends":      {[]byte{0xeb, 0xfe}, "did not come to its end"}, // jmp to itself
+		"no such address": {[]byte{0x48, 0x89, 0x04, 0x25, 0x00, 0x00, 0x00, 0x40, 0xf4}, "triple fault"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			begun := time.Now()
+			err := runGuest(t.Context(), c.program, 300*time.Millisecond)
+			if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+				t.Errorf("got %v, want %q", err, c.want)
+			}
+			if d := time.Since(begun); d > 5*time.Second {
+				t.Errorf("took %s", d)
+			}
+		})
+	}
+}
+
+func TestOneGuestAtATime(t *testing.T) {
+	kvmBusy.Lock()
+	defer kvmBusy.Unlock()
+	if err := checkKVM(t.Context()); err == nil || !strings.Contains(err.Error(), "hangs") {
+		t.Errorf("got %v", err)
+	}
+}

@@ -1,0 +1,52 @@
+package server
+
+import (
+	"bytes"
+	"flag"
+	"os"
+	"strings"
+	"testing"
+	"testing/fstest"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+var update = flag.Bool("update", false, "write docs/helper-policy.txt anew")
+
+// What the helper may is on one page that people review; a change of it shows
+// in the page's history.
+func TestPolicyIsAsPublished(t *testing.T) {
+	const page = "../../../docs/helper-policy.txt"
+	var got bytes.Buffer
+	if err := Policy(&got, os.DirFS("../../install/units")); err != nil {
+		t.Fatal(err)
+	}
+	if *update {
+		if err := os.WriteFile(page, got.Bytes(), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), got.String()); diff != "" {
+		t.Errorf("docs/helper-policy.txt differs (go test -update, if it is meant):\n%s", diff)
+	}
+}
+
+func TestPolicyHasEveryVerb(t *testing.T) {
+	seen := map[string]bool{}
+	for _, v := range (&Server{}).verbs() {
+		if seen[v.name] || !strings.HasSuffix(v.does, ".") || v.touches == "" || strings.HasSuffix(v.touches, ".") {
+			t.Errorf("%+v is not described, or there twice", v)
+		}
+		seen[v.name] = true
+	}
+}
+
+func TestPolicyOfAHostWithoutBanger(t *testing.T) {
+	if err := Policy(&bytes.Buffer{}, fstest.MapFS{}); err == nil || !strings.Contains(err.Error(), "not installed") {
+		t.Errorf("got %v", err)
+	}
+}

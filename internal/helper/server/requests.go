@@ -1,0 +1,166 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"banger/api"
+	"banger/internal/helper"
+	"banger/internal/jsonhttp"
+)
+
+// What one caller may cost.
+const (
+	maxActive = 64        // requests at a time
+	maxBody   = 512 << 10 // bytes; network.apply has a line for each guest
+	bodyTime  = 10 * time.Second
+	// Starts of VMs are some ten requests each. Who asks more often waits.
+	burst    = 512                   // requests at once
+	interval = time.Second / 256     // between requests after that
+	maxWord  = 64                    // of what a caller chose and the log repeats
+	noVerb   = "(none of the verbs)" // in the log
+)
+
+// entry is what the log says of one request; the verb fills it in.
+type entry struct {
+	verb, op, id string
+	err          error
+}
+
+type entryKey struct{}
+
+func entryOf(ctx context.Context) *entry {
+	if e, ok := ctx.Value(entryKey{}).(*entry); ok {
+		return e
+	}
+	return &entry{}
+}
+
+// logged writes a line for every request, also for those that no verb saw:
+// done, failed (by the host's fault or ours) or refused (by the caller's).
+func logged(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		begun := time.Now()
+		e := &entry{verb: noVerb, op: r.Header.Get(jsonhttp.OperationHeader)}
+		answer := &statusWriter{ResponseWriter: w, status: http.StatusOK}
+		next.ServeHTTP(answer, r.WithContext(context.WithValue(r.Context(), entryKey{}, e)))
+		attrs := []any{"verb", e.verb, "op", printable(e.op)}
+		if e.id != "" {
+			attrs = append(attrs, "id", e.id)
+		}
+		attrs = append(attrs, "ms", float64(time.Since(begun).Microseconds())/1000, "status", answer.status)
+		if e.err != nil {
+			attrs = append(attrs, "code", jsonhttp.AsProblem(e.err).Code, "err", e.err)
+		}
+		switch {
+		case answer.status < 300:
+			slog.Info("done", attrs...)
+		case answer.status < 500:
+			slog.Warn("refused", attrs...)
+		default:
+			slog.Warn("failed", attrs...)
+		}
+	})
+}
+
+// statusWriter remembers how a request was answered.
+type statusWriter struct {
+	http.ResponseWriter
+	status int
+}
+
+func (w *statusWriter) WriteHeader(status int) {
+	w.status = status
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// Unwrap lets deadlines be set.
+func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// printable cuts what the caller chose to something a log line can hold.
+func printable(word string) string {
+	return strings.ToValidUTF8(word[:min(len(word), maxWord)], "?")
+}
+
+// limit bounds how many requests there are, how often they come, how long each
+// is, and how long it may take to arrive, so that one caller's mistakes cost
+// little.
+func (s *Server) limit(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() {
+			s.last.Store(time.Now().UnixNano())
+			s.active.Add(-1)
+		}()
+		if s.active.Add(1) > maxActive {
+			jsonhttp.WriteError(w, api.Problemf(http.StatusServiceUnavailable, helper.CodeBusy, "%d requests are under way", maxActive))
+			return
+		}
+		if err := s.pace.wait(r.Context()); err != nil {
+			jsonhttp.WriteError(w, err)
+			return
+		}
+		body, err := readBody(w, r)
+		if err != nil {
+			jsonhttp.WriteError(w, err)
+			return
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		next.ServeHTTP(w, r)
+	})
+}
+
+func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	control := http.NewResponseController(w)
+	// Tests without a connection have no deadline to set. On a connection
+	// this cannot fail before a read does.
+	_ = control.SetReadDeadline(time.Now().Add(bodyTime))
+	body, err := io.ReadAll(io.LimitReader(r.Body, maxBody+1))
+	if err != nil {
+		return nil, api.BadRequest("cannot read request: %v", err)
+	}
+	if len(body) > maxBody {
+		return nil, api.Problemf(http.StatusRequestEntityTooLarge, api.CodeBadRequest, "request is larger than %d bytes", maxBody)
+	}
+	// From here on the connection is read only to notice that the caller left.
+	_ = control.SetReadDeadline(time.Time{})
+	return body, nil
+}
+
+// pace lets a burst of requests pass and spreads out what comes beyond it. Those
+// who wait count as under way, so there are never many.
+type pace struct {
+	mu   sync.Mutex
+	next time.Time // when the bucket would be full again
+}
+
+func (p *pace) wait(ctx context.Context) error {
+	d := p.delay(time.Now())
+	if d <= 0 {
+		return nil
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// delay takes a turn and says how far off it is.
+func (p *pace) delay(now time.Time) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if oldest := now.Add(-burst * interval); p.next.Before(oldest) {
+		p.next = oldest
+	}
+	p.next = p.next.Add(interval)
+	return p.next.Sub(now)
+}

@@ -1,0 +1,85 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"banger/internal/jsonhttp"
+)
+
+func TestEveryRequestIsLogged(t *testing.T) {
+	s, _ := testServer(t)
+	var log bytes.Buffer
+	slog.SetDefault(slog.New(slog.NewTextHandler(&log, nil)))
+	for _, c := range []struct {
+		verb, body, op string
+		want           []string
+	}{
+		{"vm.reserve", `{"id":"` + idA + `"}`, "op-1", []string{"msg=done", "verb=vm.reserve", "op=op-1", "id=" + idA, " ms=", "status=200"}},
+		{"vm.reserve", `{"id":"../x"}`, "op-2", []string{"msg=refused", "verb=vm.reserve", "op=op-2", "code=bad_request"}},
+		{"vm.reserve", `{"id":`, "op-3", []string{"msg=refused", "op=op-3", "status=400"}},
+		{"vm.handover", `{"id":"` + idB + `"}`, "", []string{"msg=refused", "verb=vm.handover", "id=" + idB, "code=not_found"}},
+		{"vm.exec", `{}`, "op-4", []string{"msg=refused", "status=404", "op=op-4"}},
+		{"vm.kill", `{"id":"` + strings.Repeat("0", maxBody) + `"}`, "op-5", []string{"msg=refused", "status=413"}},
+		{"vm.exec", `{}`, "op\n" + strings.Repeat("x", 500), []string{"msg=refused", `op="op\nxxx`}},
+	} {
+		log.Reset()
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/v1/"+c.verb, strings.NewReader(c.body))
+		r.Header[jsonhttp.OperationHeader] = []string{c.op}
+		s.Handler().ServeHTTP(httptest.NewRecorder(), r)
+		line := log.String()
+		if strings.Count(line, "\n") != 1 || len(line) > 500 {
+			t.Errorf("%s %s: %q", c.verb, c.op, line)
+		}
+		for _, part := range c.want {
+			if !strings.Contains(line, part) {
+				t.Errorf("%s %s: no %s in %q", c.verb, c.op, part, line)
+			}
+		}
+	}
+}
+
+func TestPace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var p pace
+		begun := time.Now()
+		for range burst {
+			if err := p.wait(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if d := time.Since(begun); d != 0 {
+			t.Errorf("a burst took %s", d)
+		}
+		for range 256 {
+			if err := p.wait(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if d := time.Since(begun); d < 990*time.Millisecond || d > 1010*time.Millisecond {
+			t.Errorf("what comes after the burst took %s", d)
+		}
+		gone, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := p.wait(gone); err == nil {
+			t.Error("who left was served")
+		}
+		time.Sleep(time.Hour)
+		begun = time.Now()
+		for range burst {
+			if err := p.wait(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if d := time.Since(begun); d != 0 {
+			t.Errorf("a burst after a rest took %s", d)
+		}
+	})
+}
