@@ -3,12 +3,16 @@ package server
 import (
 	"bytes"
 	"flag"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/fstest"
 
 	"github.com/google/go-cmp/cmp"
+
+	"banger/internal/paths"
 )
 
 var update = flag.Bool("update", false, "write docs/helper-policy.txt anew")
@@ -18,7 +22,7 @@ var update = flag.Bool("update", false, "write docs/helper-policy.txt anew")
 func TestPolicyIsAsPublished(t *testing.T) {
 	const page = "../../../docs/helper-policy.txt"
 	var got bytes.Buffer
-	if err := Policy(&got, os.DirFS("../../install/units")); err != nil {
+	if err := Policy(&got, unitsForLocal(t)); err != nil {
 		t.Fatal(err)
 	}
 	if *update {
@@ -33,6 +37,25 @@ func TestPolicyIsAsPublished(t *testing.T) {
 	if diff := cmp.Diff(string(want), got.String()); diff != "" {
 		t.Errorf("docs/helper-policy.txt differs (go test -update, if it is meant):\n%s", diff)
 	}
+}
+
+// unitsForLocal are the units as an installation below /usr/local has them.
+func unitsForLocal(t *testing.T) fs.FS {
+	t.Helper()
+	const dir = "../../install/units"
+	units := fstest.MapFS{}
+	err := fs.WalkDir(os.DirFS(dir), ".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		raw, err := os.ReadFile(filepath.Join(dir, name))
+		units[name] = &fstest.MapFile{Data: bytes.ReplaceAll(raw, []byte("{{.Libexec}}"), []byte(paths.Local.Libexec))}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return units
 }
 
 func TestPolicyHasEveryVerb(t *testing.T) {
