@@ -42,7 +42,7 @@ func Inventory(t testing.TB) []string {
 			all = append(all, "loop "+file)
 		}
 	}
-	for _, unit := range Glob(t, "/sys/fs/cgroup/banger.slice/banger-vm-*") {
+	for _, unit := range Glob(t, "/sys/fs/cgroup/banger.slice/banger-*") {
 		all = append(all, "cgroup "+filepath.Base(unit))
 	}
 	for _, unit := range Glob(t, "/run/systemd/transient/banger-*") {
@@ -70,8 +70,53 @@ func Inventory(t testing.TB) []string {
 			all = append(all, comm+" "+filepath.Base(filepath.Dir(exe)))
 		}
 	}
+	all = append(all, namespaces(t)...)
+	for _, file := range slices.Concat(Glob(t, paths.HelperDir+"/.new-*"), Glob(t, paths.HelperDir+"/*/*/.new-*"),
+		Glob(t, paths.HelperRunDir+"/.new-*"), Glob(t, paths.HelperRunDir+"/*/.new-*"), Glob(t, paths.HelperRunDir+"/lock/*")) {
+		all = append(all, "file "+file)
+	}
 	slices.Sort(all)
 	return all
+}
+
+// namespaces lists the network namespaces that processes of VMs are in, and
+// those that the helper or systemd (for it) hold open.
+func namespaces(t testing.TB) []string {
+	t.Helper()
+	host := link("/proc/1/ns/net")
+	seen := map[string]bool{}
+	for _, procs := range Glob(t, "/sys/fs/cgroup/banger.slice/banger-*/cgroup.procs") {
+		raw, err := os.ReadFile(procs) // it may go in this moment
+		if err != nil {
+			continue
+		}
+		for pid := range strings.FieldsSeq(string(raw)) {
+			seen[link("/proc/"+pid+"/ns/net")] = true
+		}
+	}
+	for _, pid := range []int{1, MainPID(t, "banger-helper.service")} {
+		for _, fd := range Glob(t, fmt.Sprintf("/proc/%d/fd/*", pid)) {
+			if to := link(fd); strings.HasPrefix(to, "net:") {
+				seen[to] = true
+			}
+		}
+	}
+	delete(seen, host)
+	delete(seen, "")
+	var all []string
+	for ns := range seen {
+		all = append(all, "namespace "+ns)
+	}
+	return all
+}
+
+// link is what a link of /proc says, or nothing if it has just gone.
+func link(path string) string {
+	to, err := os.Readlink(path)
+	if err != nil {
+		return ""
+	}
+	return to
 }
 
 var tapName = regexp.MustCompile(`tap[0-9a-f]{12}`)
@@ -202,10 +247,9 @@ const commandTime = 4 * time.Minute
 // is a failure of the test, which tells where the command and the host stood.
 func Command(t testing.TB, ctx context.Context, args ...string) *exec.Cmd {
 	t.Helper()
-	owner := Owner(t)
 	ctx, cancel := context.WithTimeoutCause(ctx, commandTime, errStuck)
 	t.Cleanup(cancel)
-	c := exec.CommandContext(ctx, "/usr/local/bin/banger", args...)
+	c := ownersCommand(t, ctx, args)
 	c.Cancel = func() error {
 		if !errors.Is(context.Cause(ctx), errStuck) {
 			return c.Process.Kill()
@@ -214,6 +258,19 @@ func Command(t testing.TB, ctx context.Context, args ...string) *exec.Cmd {
 		return c.Process.Signal(syscall.SIGABRT) // its goroutines go to its stderr
 	}
 	c.WaitDelay = 10 * time.Second
+	return c
+}
+
+// Session is a command that lasts as long as the test wants it to.
+func Session(t testing.TB, args ...string) *exec.Cmd {
+	t.Helper()
+	return ownersCommand(t, t.Context(), args)
+}
+
+func ownersCommand(t testing.TB, ctx context.Context, args []string) *exec.Cmd {
+	t.Helper()
+	owner := Owner(t)
+	c := exec.CommandContext(ctx, "/usr/local/bin/banger", args...)
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true,
 		Credential: &syscall.Credential{Uid: uint32(owner.UID), Gid: uint32(owner.GID)}}
 	c.Env = []string{"PATH=/usr/local/bin:/usr/bin:/bin", "HOME=/tmp", "USER=" + owner.Owner, "LANG=C.UTF-8"}

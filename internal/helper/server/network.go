@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/api"
+	"banger/internal/fault"
 	"banger/internal/helper"
 	"banger/internal/installed"
 	"banger/internal/paths"
@@ -264,10 +265,16 @@ func (s *Server) plug(ctx context.Context, id string, slot int) error {
 	}); err != nil {
 		return err
 	}
+	if err := fault.Point(ctx, "handover.pinned"); err != nil {
+		return err
+	}
 	if ns != nil {
 		if err := moveTap(ns, id); err != nil {
 			return err
 		}
+	}
+	if err := fault.Point(ctx, "handover.moved"); err != nil {
+		return err
 	}
 	return s.places.locked(portsLock, func() error {
 		t, err := s.places.loadPorts()

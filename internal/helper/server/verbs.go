@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"banger/api"
+	"banger/internal/fault"
 	"banger/internal/helper"
 	"banger/internal/jsonhttp"
 )
@@ -60,7 +61,9 @@ func verb[In, Out any](mux *http.ServeMux, name string, id func(In) string, f fu
 			}
 			attrs = append(attrs, "id", id(in))
 		}
-		out, err = f(ctx, in)
+		if out, err = f(ctx, in); err == nil {
+			err = fault.Point(ctx, "helper."+name)
+		}
 		attrs = append(attrs, "ms", float64(time.Since(start).Microseconds())/1000)
 		if err != nil {
 			slog.Warn("failed", append(attrs, "code", jsonhttp.AsProblem(err).Code, "err", err)...)
