@@ -37,9 +37,12 @@ func Inventory(t testing.TB) []string {
 		}
 	}
 	for _, loop := range Glob(t, "/sys/class/block/loop*/loop/backing_file") {
-		raw, err := os.ReadFile(loop)
-		if file := strings.TrimSpace(string(raw)); err == nil && strings.Contains(file, "banger") {
-			all = append(all, "loop "+file)
+		raw, err := os.ReadFile(loop) // it may go in this moment
+		file := strings.TrimSpace(string(raw))
+		// Not by the whole path: when the helper that made the loop has gone, and
+		// with it its view of the filesystem, the kernel tells the path's end only.
+		if name := loopFile.FindString(file); err == nil && name != "" {
+			all = append(all, "loop "+name)
 		}
 	}
 	for _, unit := range Glob(t, "/sys/fs/cgroup/banger.slice/banger-*") {
@@ -85,17 +88,14 @@ func namespaces(t testing.TB) []string {
 	t.Helper()
 	host := link("/proc/1/ns/net")
 	seen := map[string]bool{}
-	for _, procs := range Glob(t, "/sys/fs/cgroup/banger.slice/banger-*/cgroup.procs") {
-		raw, err := os.ReadFile(procs) // it may go in this moment
-		if err != nil {
-			continue
-		}
-		for pid := range strings.FieldsSeq(string(raw)) {
+	for _, unit := range Glob(t, "/sys/fs/cgroup/banger.slice/banger-*") {
+		for pid := range strings.FieldsSeq(procs("banger.slice/" + filepath.Base(unit))) {
 			seen[link("/proc/"+pid+"/ns/net")] = true
 		}
 	}
-	for _, pid := range []int{1, MainPID(t, "banger-helper.service")} {
-		for _, fd := range Glob(t, fmt.Sprintf("/proc/%d/fd/*", pid)) {
+	pids := strings.Fields("1 " + procs("system.slice/banger-helper.service"))
+	for _, pid := range pids {
+		for _, fd := range Glob(t, "/proc/"+pid+"/fd/*") {
 			if to := link(fd); strings.HasPrefix(to, "net:") {
 				seen[to] = true
 			}
@@ -110,6 +110,28 @@ func namespaces(t testing.TB) []string {
 	return all
 }
 
+// procs lists the processes of a unit by its cgroup; none if it has just gone.
+func procs(cgroup string) string {
+	raw, err := os.ReadFile("/sys/fs/cgroup/" + cgroup + "/cgroup.procs")
+	if err != nil {
+		return ""
+	}
+	return string(raw)
+}
+
+// PID is a unit's first process, 0 if it has none. It asks nobody, so it is quick.
+func PID(unit string) int {
+	slice := "system.slice/"
+	if strings.HasPrefix(unit, "banger-vm-") {
+		slice = "banger.slice/"
+	}
+	pid, err := strconv.Atoi(strings.Split(procs(slice+unit), "\n")[0])
+	if err != nil {
+		return 0
+	}
+	return pid
+}
+
 // link is what a link of /proc says, or nothing if it has just gone.
 func link(path string) string {
 	to, err := os.Readlink(path)
@@ -118,6 +140,8 @@ func link(path string) string {
 	}
 	return to
 }
+
+var loopFile = regexp.MustCompile(`(images|vms)/[0-9a-f]{12}/[a-z0-9.]+$`)
 
 var tapName = regexp.MustCompile(`tap[0-9a-f]{12}`)
 

@@ -162,7 +162,7 @@ func actions() []action {
 		{name: "restart", points: []string{"stop.asked", "start.dm_snapshot", "start.wait_vsock_agent"}, before: api.StateRunning,
 			args: vm("restart"), ends: restarted},
 		{name: "set", points: []string{"set.stored"}, before: api.StateStopped,
-			args: vm("set", "--memory", "224M"), ends: always(api.StateStopped), check: checkMemory},
+			args: vm("set", "--memory", "160M"), ends: always(api.StateStopped), check: checkMemory},
 		{name: "set live", points: []string{"set.stored"}, before: api.StateRunning,
 			args: vm("set", "--disk", "128M"), ends: always(api.StateRunning, api.StateFailed), spoils: true},
 		{name: "set image", points: []string{"set.stored"}, before: api.StateStopped,

@@ -14,8 +14,8 @@ import (
 	"banger/test/host"
 )
 
-// otherImage is one that VMs can be given.
-const otherImage = "other"
+// The images of the VMs: one program and no init, which is quick.
+const tinyImage, otherImage = "tiny", "other"
 
 // mark leaves a file on the root disk, and the VM stopped.
 func (tr *trial) mark() {
@@ -41,13 +41,13 @@ func (tr *trial) changed(is bool) {
 
 func checkMemory(tr *trial, _ kind) {
 	tr.Helper()
-	tr.changed(show(tr.T, tr.before.Name).MemoryMiB == 224)
-	host.Must(tr.T, "vm", "set", tr.before.Name, "--memory", "192M")
+	tr.changed(tr.m.show(tr.T, tr.before.Name).MemoryMiB == 160)
+	host.Must(tr.T, "vm", "set", tr.before.Name, "--memory", "128M")
 }
 
 func checkImage(tr *trial, _ kind) {
 	tr.Helper()
-	other := show(tr.T, tr.before.Name).Image == otherImage
+	other := tr.m.show(tr.T, tr.before.Name).Image == otherImage
 	tr.changed(other)
 	r := host.Banger(tr.T, "vm", "exec", tr.before.Name, "--", "cat", "/marker")
 	if kept := r.Stdout == "mine\n"; kept == other {
@@ -74,7 +74,7 @@ func (m *matrix) tryImport(t *testing.T, point string, k kind) {
 	host.WriteTiny(t, file)
 	tr.inject([]string{"image", "import", importName, file})
 	host.Eventually(t, time.Minute, func() error {
-		if ops := underWay(t); len(ops) > 0 {
+		if ops := m.underWay(t); len(ops) > 0 {
 			return fmt.Errorf("%s is under way", ops[0].Kind)
 		}
 		return nil

@@ -9,7 +9,7 @@ package faults
 
 import (
 	"bufio"
-	"encoding/json"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"banger/api"
+	"banger/client"
 	"banger/internal/fault"
 	"banger/test/host"
 )
@@ -37,9 +38,15 @@ func points(t *testing.T) {
 
 func TestMatrix(t *testing.T) {
 	points(t)
-	host.ImportTiny(t, otherImage)
-	t.Cleanup(func() { host.Must(t, "image", "delete", otherImage) })
-	m := &matrix{by: newBystander(t), results: map[string]string{}}
+	for _, name := range []string{tinyImage, otherImage} {
+		host.ImportTiny(t, name)
+		t.Cleanup(func() { host.Must(t, "image", "delete", name) })
+	}
+	c, err := client.New("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &matrix{c: c, by: newBystander(t), results: map[string]string{}}
 	m.baseline = host.Inventory(t)
 	m.images = host.Images(t)
 	t.Cleanup(func() { m.drop(t) })
@@ -70,6 +77,7 @@ func TestMatrix(t *testing.T) {
 
 // matrix is the run as a whole.
 type matrix struct {
+	c        *client.Client // which is quicker than the CLI
 	by       *bystander
 	baseline []string
 	images   []string
@@ -129,7 +137,7 @@ type bystander struct {
 func newBystander(t *testing.T) *bystander {
 	t.Helper()
 	by := &bystander{name: "bystander"}
-	host.Must(t, "vm", "run", "-d", "--name", by.name)
+	host.Must(t, "vm", "run", "-d", "--name", by.name, "--image", tinyImage, "--memory", "128M")
 	t.Cleanup(func() { host.Must(t, "vm", "delete", "--force", by.name) })
 	c := host.Session(t, "vm", "exec", by.name, "--", "cat")
 	in, err := c.StdinPipe()
@@ -179,18 +187,49 @@ func (by *bystander) ask(t *testing.T) {
 	}
 }
 
-func show(t *testing.T, name string) api.VM {
+func (m *matrix) show(t *testing.T, name string) api.VM {
 	t.Helper()
-	var v api.VM
-	if err := json.Unmarshal([]byte(host.Must(t, "vm", "show", "--json", name)), &v); err != nil {
+	v, err := m.c.VM(t.Context(), name)
+	if err != nil {
 		t.Fatal(err)
 	}
 	return v
 }
 
-func answers(t *testing.T, name string) {
+// done waits for the end of an operation, which must be a good one.
+func (m *matrix) done(t *testing.T, op api.Operation, err error) {
 	t.Helper()
-	host.Must(t, "vm", "exec", name, "--", "true")
+	if err == nil {
+		op, err = m.c.Watch(context.WithoutCancel(t.Context()), op.ID, nil)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if op.Status != api.OperationSucceeded {
+		t.Fatalf("%s: %v\n%s", op.Kind, op.Error, host.Journal(40))
+	}
+}
+
+// answers asks the guest's agent.
+func (m *matrix) answers(t *testing.T, name string) {
+	t.Helper()
+	if _, err := m.c.Health(t.Context(), name); err != nil {
+		t.Errorf("it does not answer: %v", err)
+	}
+}
+
+func (m *matrix) underWay(t *testing.T) (out []api.Operation) {
+	t.Helper()
+	ops, err := m.c.Operations(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, op := range ops {
+		if !client.Ended(op) {
+			out = append(out, op)
+		}
+	}
+	return out
 }
 
 // onlyBaseline waits until nothing is there that was not before.

@@ -4,10 +4,9 @@ package faults
 
 import (
 	"bytes"
-	"encoding/json"
+	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -69,23 +68,23 @@ func (m *matrix) ready(t *testing.T, want api.State) api.VM {
 		m.made++
 		name := fmt.Sprintf("victim-%d", m.made)
 		m.victim = &api.VM{Name: name}
-		args := []string{"--name", name, "--memory", "192M", "--disk", "64M", "--nat"}
-		if want == api.StateCreated {
-			host.Must(t, slices.Concat([]string{"vm", "create", "--no-start"}, args)...)
-		} else {
-			host.Must(t, slices.Concat([]string{"vm", "run", "-d"}, args)...)
-		}
+		memory, disk, nat := 128, int64(64<<20), true
+		op, err := m.c.CreateVM(t.Context(), api.VMSpec{Name: name, Image: tinyImage, MemoryMiB: &memory,
+			DiskBytes: &disk, NAT: &nat, NoStart: want == api.StateCreated})
+		m.done(t, op, err)
 	}
-	v := show(t, m.victim.Name)
+	v := m.show(t, m.victim.Name)
 	switch {
 	case want == api.StateRunning && v.State != want:
-		host.Must(t, "vm", "start", v.Name)
+		op, err := m.c.StartVM(t.Context(), v.Name)
+		m.done(t, op, err)
 	case want == api.StateStopped && v.State == api.StateRunning:
-		host.Must(t, "vm", "kill", v.Name)
+		op, err := m.c.KillVM(t.Context(), v.Name)
+		m.done(t, op, err)
 	case want == api.StateStopped && v.State != want:
 		t.Fatalf("the VM is %s", v.State)
 	}
-	v = show(t, v.Name)
+	v = m.show(t, v.Name)
 	m.victim = &v
 	return v
 }
@@ -98,10 +97,17 @@ func (m *matrix) drop(t *testing.T) {
 	}
 	v := *m.victim
 	m.victim = nil
-	if r := host.Banger(t, "vm", "delete", "--force", v.Name); r.Code != 0 && !strings.Contains(r.Stderr, "there is no VM") {
-		t.Errorf("delete: %+v", r)
+	op, err := m.c.DeleteVM(context.WithoutCancel(t.Context()), v.Name, true)
+	if isGone(err) {
+		return
 	}
+	m.done(t, op, err)
 	m.vanished(t, v)
+}
+
+func isGone(err error) bool {
+	p, ok := errors.AsType[*api.Problem](err)
+	return ok && p.Code == api.CodeNotFound
 }
 
 // vanished looks for what is left of a VM that was deleted.
@@ -122,23 +128,17 @@ func (m *matrix) vanished(t *testing.T, v api.VM) {
 // shortStarts lets a start that stands still fail soon.
 func shortStarts(t *testing.T) {
 	t.Helper()
-	old, err := os.ReadFile(paths.ConfigFile)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		t.Fatal(err)
+	old := host.Read(t, paths.ConfigFile) + "\n"
+	const section = "\n[vm_defaults]\n"
+	if !strings.Contains(old, section) {
+		t.Fatalf("%s has no section for it", paths.ConfigFile)
 	}
-	if strings.Contains(string(old), "vm_defaults") {
-		t.Skip("this host's configuration has settings of its own")
-	}
-	if err := os.WriteFile(paths.ConfigFile, append(bytes.Clone(old), "\n[vm_defaults]\nstart_timeout = \"20s\"\n"...), 0o644); err != nil {
+	if err := os.WriteFile(paths.ConfigFile, []byte(strings.Replace(old, section, section+"start_timeout = \"20s\"\n", 1)), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	host.Root(t, "systemctl", "restart", "bangerd.service")
 	t.Cleanup(func() {
-		err := os.WriteFile(paths.ConfigFile, old, 0o644)
-		if old == nil {
-			err = os.Remove(paths.ConfigFile)
-		}
-		if err != nil {
+		if err := os.WriteFile(paths.ConfigFile, []byte(old), 0o644); err != nil {
 			t.Error(err)
 		}
 		host.Root(t, "systemctl", "restart", "bangerd.service")
@@ -205,7 +205,7 @@ func (tr *trial) run(c *exec.Cmd, meanwhile func(ended <-chan struct{})) {
 func (tr *trial) strike(c *exec.Cmd) {
 	tr.Helper()
 	kill := func(unit string) {
-		if pid := host.MainPID(tr.T, unit); pid != 0 {
+		if pid := host.PID(unit); pid != 0 {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
 	}
@@ -219,19 +219,12 @@ func (tr *trial) strike(c *exec.Cmd) {
 	case killVMM:
 		kill(tr.before.Unit)
 	case cancelled:
-		for _, op := range underWay(tr.T) {
-			host.Banger(tr.T, "operation", "cancel", op.ID)
+		for _, op := range tr.m.underWay(tr.T) {
+			if err := tr.m.c.CancelOperation(tr.Context(), op.ID); err != nil {
+				tr.Error(err)
+			}
 		}
 	}
-}
-
-func underWay(t *testing.T) []api.Operation {
-	t.Helper()
-	var ops []api.Operation
-	if err := json.Unmarshal([]byte(host.Must(t, "operation", "list", "--running", "--json")), &ops); err != nil {
-		t.Fatal(err)
-	}
-	return ops
 }
 
 // settle waits until the VM is as it may be and nothing happens to it any more.
@@ -239,21 +232,17 @@ func (tr *trial) settle() {
 	tr.Helper()
 	want := tr.a.ends(tr.point, tr.k)
 	host.Eventually(tr.T, 100*time.Second, func() error {
-		if ops := underWay(tr.T); len(ops) > 0 {
+		if ops := tr.m.underWay(tr.T); len(ops) > 0 {
 			return fmt.Errorf("%s is under way", ops[0].Kind)
 		}
 		is := gone
 		tr.after = nil
-		r := host.Banger(tr.T, "vm", "show", "--json", tr.before.Name)
+		v, err := tr.m.c.VM(tr.Context(), tr.before.Name)
 		switch {
-		case r.Code == 0:
-			tr.after = &api.VM{}
-			if err := json.Unmarshal([]byte(r.Stdout), tr.after); err != nil {
-				return err
-			}
-			is = tr.after.State
-		case !strings.Contains(r.Stderr, "there is no VM"):
-			return fmt.Errorf("show: %s", r.Stderr)
+		case err == nil:
+			tr.after, is = &v, v.State
+		case !isGone(err):
+			return err
 		}
 		if !slices.Contains(want, is) {
 			return fmt.Errorf("it is %s, want %s", is, want)
@@ -281,9 +270,10 @@ func (tr *trial) check() {
 		if host.Resolves(t, tr.before.Name) {
 			t.Error("its name is still served")
 		}
-		host.Must(t, "vm", "start", tr.before.Name)
+		op, err := m.c.StartVM(t.Context(), tr.before.Name)
+		m.done(t, op, err)
 	}
-	answers(t, tr.before.Name)
+	m.answers(t, tr.before.Name)
 	if !host.Resolves(t, tr.before.Name) {
 		t.Error("its name is not served")
 	}
