@@ -13,7 +13,9 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -111,13 +113,21 @@ func newHost(t *testing.T) *host {
 
 func (h *host) progress(text string) { h.Log(text) }
 
+// command has a connection of its own: a shared one does not notice that its host
+// is without power.
+func (h *host) command(ctx context.Context, argv []string) *exec.Cmd {
+	c := h.m.SSHCommand(ctx, machine.Owner, false, argv...)
+	c.Args = slices.Insert(c.Args, 1, "-o", "ControlPath=none")
+	return c
+}
+
 // must runs a command in the machine.
 func (h *host) must(argv ...string) string {
 	h.Helper()
 	var out, errs bytes.Buffer
 	ctx, cancel := context.WithTimeout(h.Context(), 5*time.Minute)
 	defer cancel()
-	c := h.m.SSHCommand(ctx, machine.Owner, false, argv...)
+	c := h.command(ctx, argv)
 	c.Stdout, c.Stderr = &out, &errs
 	if err := c.Run(); err != nil {
 		h.Fatalf("%v: %v\n%s%s", argv, err, &out, &errs)
@@ -132,7 +142,7 @@ func (h *host) cut(after time.Duration, argv ...string) {
 	if err != nil || s.PID == 0 {
 		h.Fatalf("the machine does not run: %+v, %v", s, err)
 	}
-	c := h.m.SSHCommand(h.Context(), machine.Owner, false, argv...)
+	c := h.command(h.Context(), argv)
 	if err := c.Start(); err != nil {
 		h.Fatal(err)
 	}

@@ -217,6 +217,14 @@ func (tr *trial) strike(c *exec.Cmd) {
 	case killHelper:
 		kill("banger-helper.service")
 	case killVMM:
+		if tr.point == "launch.started" { // its process may be about to begin
+			host.Eventually(tr.T, 10*time.Second, func() error {
+				if host.PID(tr.before.Unit) == 0 {
+					return errors.New("the unit has no process")
+				}
+				return nil
+			})
+		}
 		kill(tr.before.Unit)
 	case cancelled:
 		for _, op := range tr.m.underWay(tr.T) {
