@@ -150,6 +150,10 @@ func (h *host) cut(after time.Duration, argv ...string) {
 	if err := syscall.Kill(s.PID, syscall.SIGKILL); err != nil {
 		h.Fatal(err)
 	}
+	// QEMU is this process's child, and counts as running until it is buried.
+	if _, err := syscall.Wait4(s.PID, nil, 0, nil); err != nil {
+		h.Fatal(err)
+	}
 	_ = c.Process.Kill() // it would wait for an answer
 	_ = c.Wait()
 	if err := h.m.Start(h.Context(), h.progress); err != nil {
