@@ -62,7 +62,7 @@ lint: ## golangci-lint alone
 .PHONY: test-lab
 test-lab: ## Tests and scenarios in the lab, a machine made for them (KEEP_LAB=1 keeps it)
 	@$(STEP) "host packages" scripts/host-packages $(MACHINE_PACKAGES)
-	@$(STEP) "build" $(MAKE) --no-print-directory lab-build
+	@$(STEP) "build" $(MAKE) --no-print-directory lab-build faults-build
 	@scripts/lab $(MAKE) --no-print-directory in-lab
 
 # What test-lab does once the machine runs. The tests are built here and run
@@ -75,13 +75,33 @@ in-lab:
 	@status=0; \
 	$(STEP) "tests on real kernel objects" $(IN_LAB) -tags lab $(LAB_PACKAGES:%=./%) || status=1; \
 	$(STEP) "scenarios" scripts/scenarios $(IN_LAB) -v -tags e2e ./test/e2e || status=1; \
+	$(MAKE) --no-print-directory in-lab-faults || status=1; \
 	exit $$status
 
+# The programs with faults go into the lab last: the tests before are for those
+# that people get. They are of another version, so that they are recognised.
+FAULT_TESTS := $(IN_LAB) -timeout 10h -v -tags e2e,faults ./test/e2e/faults
+
+.PHONY: faults-build
+faults-build:
+	@$(MAKE) --no-print-directory build BIN=$(FAULTS_BIN) VERSION=lab-faults TAGS=faults
+
+.PHONY: in-lab-faults
+in-lab-faults:
+	@$(STEP) "programs with faults" $(FAULTS_BIN)/banger machine init lab
+	@FAULTS=spread $(STEP) "faults" $(FAULT_TESTS)
+
 .PHONY: test-faults
-test-faults: ## The fault matrix, all of it (FAULTS=spread: each point and each kind, not each pair)
+test-faults: ## Every fault at every step, hours (FAULTS=spread: each step and each kind, as in make test)
 	@$(STEP) "host packages" scripts/host-packages $(MACHINE_PACKAGES)
-	@$(STEP) "build" $(MAKE) --no-print-directory build BIN=$(FAULTS_BIN) VERSION=lab TAGS=faults
-	@LAB_BIN=$(FAULTS_BIN) scripts/lab $(STEP) "fault matrix" $(IN_LAB) -timeout 10h -v -tags e2e,faults ./test/e2e/faults
+	@$(STEP) "build" $(MAKE) --no-print-directory faults-build
+	@LAB_BIN=$(FAULTS_BIN) scripts/lab $(STEP) "faults" $(FAULT_TESTS)
+
+.PHONY: test-power
+test-power: ## Take the power from a host at random moments of starts and stops, takes long
+	@$(STEP) "host packages" scripts/host-packages $(MACHINE_PACKAGES)
+	@$(STEP) "build" $(MAKE) --no-print-directory lab-build
+	@POWER_BUILD='$(CURDIR)/build' $(STEP) "power" go test -count=1 -timeout 5h -v -tags power ./test/power
 
 .PHONY: bench
 bench: ## Speed and size beside a floor measured in the same lab boot

@@ -88,6 +88,22 @@ func TestWatchSurvivesARestart(t *testing.T) {
 	}
 }
 
+func TestWatchTellsOfALostOperation(t *testing.T) {
+	socket := tempSocket(t)
+	var asked atomic.Int32
+	serve(t, socket, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if asked.Add(1) == 1 {
+			event(w, api.OperationRunning) // and then it is killed
+			return
+		}
+		jsonhttp.WriteError(w, api.NotFound("there is no operation op-1"))
+	}))
+	_, err := newFor(t, socket).Watch(t.Context(), "op-1", nil)
+	if p, ok := errors.AsType[*api.Problem](err); !ok || p.Code != api.CodeNotFound || p.Detail != "bangerd ended in the middle of it" {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestWatchEnds(t *testing.T) {
 	socket := tempSocket(t)
 	serve(t, socket, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -31,6 +31,7 @@ const (
 // Watch fails with a problem of code not_found.
 func (c *Client) Watch(ctx context.Context, id string, seen func(api.Operation)) (api.Operation, error) {
 	deadline := time.Now().Add(restartWait)
+	known := false
 	for {
 		op, progress, err := c.watchOnce(ctx, id, seen)
 		if err == nil && Ended(op) {
@@ -40,9 +41,14 @@ func (c *Client) Watch(ctx context.Context, id string, seen func(api.Operation))
 			return op, context.Cause(ctx)
 		}
 		if progress {
+			known = true
 			deadline = time.Now().Add(restartWait)
 		}
 		if p, ok := errors.AsType[*api.Problem](err); ok && p.Code != api.CodeUnavailable {
+			if known && p.Code == api.CodeNotFound {
+				err = api.NotFound("bangerd ended in the middle of it").
+					WithHint("it runs again, but cannot tell how far it was: look at what it was about, e.g. with `banger vm list`, and repeat it")
+			}
 			return op, err
 		}
 		if time.Now().After(deadline) {

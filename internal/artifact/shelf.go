@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -19,6 +20,7 @@ import (
 
 	"banger/api"
 	"banger/internal/disk"
+	"banger/internal/fault"
 	"banger/internal/store"
 )
 
@@ -70,14 +72,41 @@ func (s *shelf) Import(ctx context.Context, name string, taken func() error,
 			err = errors.Join(err, os.RemoveAll(dir))
 		}
 	}()
+	if err := fault.Point(ctx, "import.begun"); err != nil {
+		return err
+	}
 	if err := s.fill(ctx, dir, fill); err != nil {
 		return err
 	}
-	if err := os.Rename(dir, s.Path(id)); err != nil {
+	ctx = context.WithoutCancel(ctx) // else the record could be there and the files gone
+	return s.publish(ctx, id, &dir, record)
+}
+
+// unrecorded is a file in the directory of an artifact whose record is about to
+// be made or removed. Without it, a directory that no record knows is kept: the
+// records may be the older of the two.
+const unrecorded = ".unrecorded"
+
+// publish moves a filled directory into place and records it. dir is where it is.
+func (s *shelf) publish(ctx context.Context, id string, dir *string, record func(context.Context, string) error) error {
+	if err := fault.Point(ctx, "import.filled"); err != nil {
 		return err
 	}
-	dir = s.Path(id)
-	return record(context.WithoutCancel(ctx), id) // else the record could be there and the files gone
+	if err := os.WriteFile(filepath.Join(*dir, unrecorded), nil, 0o600); err != nil {
+		return err
+	}
+	if err := os.Rename(*dir, s.Path(id)); err != nil {
+		return err
+	}
+	*dir = s.Path(id)
+	if err := fault.Point(ctx, "import.moved"); err != nil {
+		return err
+	}
+	if err := record(ctx, id); err != nil {
+		return err
+	}
+	_ = os.Remove(filepath.Join(*dir, unrecorded)) // where the record counts, Sweep does it later
+	return nil
 }
 
 // lookEvery is how often free space is asked for; nothing tells of it.
@@ -153,7 +182,13 @@ func (s *shelf) begin(name string, taken func() error) (release func(), err erro
 // made from it, then the files. Both errors of the store are told to a person;
 // usedBy names the VMs that hold it.
 func (s *shelf) Delete(name, id string, usedBy []string, unrecord func() error) error {
-	switch err := unrecord(); {
+	mark := filepath.Join(s.Path(id), unrecorded)
+	_ = os.WriteFile(mark, nil, 0o600) // only for a crash in here; on a full disk the delete matters more
+	err := unrecord()
+	if err != nil {
+		_ = os.Remove(mark) // else Sweep does it
+	}
+	switch {
 	case errors.Is(err, store.ErrInUse):
 		return api.Conflict("cannot delete %s %q: VMs are made from it: %s", s.Kind, name, strings.Join(usedBy, ", ")).
 			WithHint("delete them first with `banger vm delete`")
@@ -185,10 +220,15 @@ func (s *shelf) Sweep(ctx context.Context, log *slog.Logger, known map[string]bo
 		return fmt.Errorf("cannot read the %s directory: %w", s.Kind, err)
 	}
 	for _, e := range entries {
+		mark := filepath.Join(s.Path(e.Name()), unrecorded)
 		if known[e.Name()] {
+			if err := os.Remove(mark); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				log.WarnContext(ctx, "cannot complete an import", "kind", s.Kind, "error", err)
+			}
 			continue
 		}
-		if !strings.HasPrefix(e.Name(), staging) {
+		_, err := os.Lstat(mark)
+		if !strings.HasPrefix(e.Name(), staging) && err != nil {
 			log.WarnContext(ctx, "no record knows this directory", "kind", s.Kind, "dir", s.Path(e.Name()))
 			continue
 		}

@@ -82,8 +82,14 @@ func TestSweepRemovesOnlyWhatWasNeverFinished(t *testing.T) {
 	if err := s.Import(t.Context(), "a", free, write, func(_ context.Context, i string) error { id = i; return nil }); err != nil {
 		t.Fatal(err)
 	}
-	for _, d := range []string{staging + "123", "0123456789ab"} {
+	for _, d := range []string{staging + "123", "0123456789ab", "0123456789ac"} {
 		if err := os.Mkdir(filepath.Join(s.Dir, d), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// An import or a delete that was cut off, on either side of the record.
+	for _, d := range []string{id, "0123456789ac"} {
+		if err := os.WriteFile(filepath.Join(s.Dir, d, unrecorded), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -92,5 +98,8 @@ func TestSweepRemovesOnlyWhatWasNeverFinished(t *testing.T) {
 	}
 	if n := entries(t, s.Dir); n != 2 { // the known, and what may be somebody's only copy
 		t.Errorf("%d directories left", n)
+	}
+	if n := entries(t, s.Path(id)); n != 1 {
+		t.Errorf("the known one has %d entries", n)
 	}
 }

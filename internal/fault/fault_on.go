@@ -19,15 +19,16 @@ import (
 
 // Dir holds a file for each point that something shall happen at, named after
 // it; the file's text says what. It is made by the test, and a point that was
-// reached moves its file to NAME.reached, so that it happens once.
-const Dir = "/run/banger-faults"
+// reached moves its file to NAME.reached, so that it happens once. It lies where
+// both services may write.
+const Dir = "/var/lib/banger/faults"
 
 // What can happen.
 const (
 	Hold  = "hold"  // until NAME.reached is removed or the context ends
 	Error = "error" // fail
 	Full  = "full"  // fail as on a full disk
-	Stall = "stall" // until the context ends
+	Stall = "stall" // until the context's deadline, at once if it has none
 )
 
 // Point returns what a test wants to happen here.
@@ -47,6 +48,9 @@ func Point(ctx context.Context, name string) error {
 	case Full:
 		return fmt.Errorf("a fault was injected at %s: %w", name, unix.ENOSPC)
 	case Stall:
+		if _, bounded := ctx.Deadline(); !bounded {
+			return fmt.Errorf("a fault was injected at %s: %w", name, context.DeadlineExceeded)
+		}
 		<-ctx.Done()
 		return ctx.Err()
 	case Hold:

@@ -2,8 +2,14 @@ package helper
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"net/url"
+
+	"golang.org/x/sys/unix"
 
 	"banger/internal/jsonhttp"
 )
@@ -43,8 +49,19 @@ func call[Out any](ctx context.Context, c *Client, verb string, in any) (Out, er
 
 func callNow[Out any](ctx context.Context, c *Client, verb string, in any) (Out, error) {
 	var out Out
-	err := jsonhttp.Call(ctx, c.http, http.MethodPost, "http://helper/v1/"+verb, in, &out)
-	return out, err
+	return out, plain(verb, jsonhttp.Call(ctx, c.http, http.MethodPost, "http://helper/v1/"+verb, in, &out))
+}
+
+// plain says in a person's words what happened to a call that got no answer.
+func plain(verb string, err error) error {
+	broken, ok := errors.AsType[*url.Error](err)
+	switch {
+	case !ok:
+		return err
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.EPIPE):
+		return fmt.Errorf("banger-helper ended in the middle of %s: %w", verb, broken.Err)
+	}
+	return fmt.Errorf("cannot have banger-helper do %s: %w", verb, broken.Err)
 }
 
 // Reserve assigns the VM's slot, or returns the one it has.

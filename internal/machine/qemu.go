@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -125,6 +126,13 @@ func (g guest) start() (run, *os.File, error) {
 	}
 	if err := os.WriteFile(filepath.Join(g.dir, sshConfigFile), []byte(sshConfig(g.dir, port)), 0o600); err != nil {
 		return run{}, nil, fmt.Errorf("cannot write ssh_config: %w", err)
+	}
+	// A connection that was shared with an earlier run's commands may not have
+	// noticed that its QEMU was killed.
+	for _, user := range []string{Root, Owner} {
+		if err := os.Remove(filepath.Join(g.dir, "ssh-"+user)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return run{}, nil, fmt.Errorf("cannot forget an old connection: %w", err)
+		}
 	}
 	log, err := os.Create(filepath.Join(g.dir, "qemu.log"))
 	if err != nil {

@@ -25,6 +25,7 @@ const cgroupDir = "/sys/fs/cgroup/banger.slice/"
 // middle of a change is cleared and marked, and units that should not run are
 // ended. Nothing is guessed.
 func (m *Manager) reconcile(ctx context.Context) error {
+	m.finishDeletes(ctx)
 	vs, err := m.Store.ActiveVMs(ctx)
 	if err != nil {
 		return err

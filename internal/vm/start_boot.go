@@ -5,8 +5,12 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"slices"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"banger/api"
 	"banger/internal/firecracker"
@@ -85,14 +89,16 @@ func (r *startRun) launchVMM(ctx context.Context) error {
 
 // endTime is how long the verdict on a VMM may take to come after its sockets
 // have gone dead.
-const endTime = time.Second
+const endTime = 5 * time.Second
 
 // orItsEnd prefers the words of the VMM's end, if that is what err is about.
 func (r *startRun) orItsEnd(err error) error {
 	if err == nil {
 		return nil
 	}
-	if runs, statErr := unitRuns(r.vm.ID); statErr != nil || runs {
+	// A unit is not empty before the clean-up in it has ended; a socket tells at
+	// once that nobody listens any more.
+	if runs, statErr := unitRuns(r.vm.ID); statErr != nil || runs && !hungUp(err) {
 		return err
 	}
 	select {
@@ -101,6 +107,11 @@ func (r *startRun) orItsEnd(err error) error {
 	case <-time.After(endTime):
 		return err
 	}
+}
+
+func hungUp(err error) bool {
+	return slices.ContainsFunc([]error{unix.ECONNREFUSED, unix.ECONNRESET, unix.EPIPE, io.EOF, io.ErrUnexpectedEOF},
+		func(end error) bool { return errors.Is(err, end) })
 }
 
 func (r *startRun) kill(ctx context.Context) error {

@@ -40,6 +40,10 @@ func (r *startRun) preflight(ctx context.Context) error {
 		return api.Problemf(409, api.CodePrerequisite, "the network %s has no address left for slot %d", r.m.Record.Network, v.Slot).
 			WithHint("delete VMs that are no longer needed, or install with a larger network")
 	}
+	// Somebody wants it again whose delete failed half way.
+	if err := os.RemoveAll(r.m.doomedDir(v.ID)); err != nil {
+		return fmt.Errorf("cannot remove what a delete left: %w", err)
+	}
 	if err := os.MkdirAll(r.m.dir(v), 0o700); err != nil {
 		return fmt.Errorf("cannot make the VM's directory: %w", err)
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"banger/api"
@@ -192,60 +191,4 @@ func (m *Manager) clear(ctx context.Context, v *store.VM) error {
 		return err
 	}
 	return m.Helper.Cleanup(ctx, v.ID)
-}
-
-// Delete removes a VM with its disk. A running one is killed, but only with
-// force.
-func (m *Manager) Delete(ctx context.Context, id string, force bool, rep Reporter) error {
-	if force {
-		if err := m.cutStopShort(ctx, id); err != nil {
-			return err
-		}
-	}
-	return m.locked(ctx, id, func(v *store.VM) error {
-		if alive(v) && !force {
-			return api.Conflict("cannot delete VM %q: it is %s", v.Name, v.State).
-				WithHint("stop it first with `banger vm stop %s`, or give --force", v.Name)
-		}
-		return m.remove(ctx, v, rep)
-	})
-}
-
-func (m *Manager) remove(ctx context.Context, v *store.VM, rep Reporter) error {
-	switch v.State {
-	case api.StateRunning, api.StatePaused:
-		if err := m.kill(ctx, v, rep); err != nil {
-			return err
-		}
-	case api.StateStarting, api.StateStopping, api.StateFailed:
-		if err := m.clear(ctx, v); err != nil {
-			return err
-		}
-	}
-	rep.Stage("remove", "removing the disk")
-	ctx = context.WithoutCancel(ctx) // half a delete is no use to anybody
-	// The disk first: on a full one the rest may need its room.
-	if err := os.RemoveAll(m.dir(v)); err != nil {
-		return fmt.Errorf("cannot remove the VM's directory: %w", err)
-	}
-	if err := fault.Point(ctx, "delete.files"); err != nil {
-		return err
-	}
-	if !v.StartedAt.IsZero() {
-		if err := m.Helper.Release(ctx, v.ID); err != nil {
-			return err
-		}
-	}
-	if err := fault.Point(ctx, "delete.released"); err != nil {
-		return err
-	}
-	m.leaveGuest(v.ID)
-	m.guests.forget(v.ID)
-	m.activity.forget(v.ID)
-	if err := m.Store.DeleteVM(ctx, v.ID); err != nil {
-		return err
-	}
-	v.State, v.Reason = api.StateDeleted, ""
-	m.events.tell(api.EventState, v)
-	return nil
 }

@@ -52,7 +52,7 @@ const (
 const serviceFile = ".lab-exec.sh"
 
 // passed are the variables that tests in the lab get from here.
-var passed = []string{"FAULTS"}
+var passed = []string{"FAULTS", "FAULTS_CYCLES", "FAULTS_SEED"}
 
 // service is the script's text. Signals are for the program: the shell has to
 // outlive it, to tell its status.

@@ -37,12 +37,15 @@ func Inventory(t testing.TB) []string {
 		}
 	}
 	for _, loop := range Glob(t, "/sys/class/block/loop*/loop/backing_file") {
-		raw, err := os.ReadFile(loop)
-		if file := strings.TrimSpace(string(raw)); err == nil && strings.Contains(file, "banger") {
-			all = append(all, "loop "+file)
+		raw, err := os.ReadFile(loop) // it may go in this moment
+		file := strings.TrimSpace(string(raw))
+		// Not by the whole path: when the helper that made the loop has gone, and
+		// with it its view of the filesystem, the kernel tells the path's end only.
+		if name := loopFile.FindString(file); err == nil && name != "" {
+			all = append(all, "loop "+name)
 		}
 	}
-	for _, unit := range Glob(t, "/sys/fs/cgroup/banger.slice/banger-vm-*") {
+	for _, unit := range Glob(t, "/sys/fs/cgroup/banger.slice/banger-*") {
 		all = append(all, "cgroup "+filepath.Base(unit))
 	}
 	for _, unit := range Glob(t, "/run/systemd/transient/banger-*") {
@@ -70,9 +73,75 @@ func Inventory(t testing.TB) []string {
 			all = append(all, comm+" "+filepath.Base(filepath.Dir(exe)))
 		}
 	}
+	all = append(all, namespaces(t)...)
+	for _, file := range slices.Concat(Glob(t, paths.HelperDir+"/.new-*"), Glob(t, paths.HelperDir+"/*/*/.new-*"),
+		Glob(t, paths.HelperRunDir+"/.new-*"), Glob(t, paths.HelperRunDir+"/*/.new-*"), Glob(t, paths.HelperRunDir+"/lock/*")) {
+		all = append(all, "file "+file)
+	}
 	slices.Sort(all)
 	return all
 }
+
+// namespaces lists the network namespaces that processes of VMs are in, and
+// those that the helper or systemd (for it) hold open.
+func namespaces(t testing.TB) []string {
+	t.Helper()
+	host := link("/proc/1/ns/net")
+	seen := map[string]bool{}
+	for _, unit := range Glob(t, "/sys/fs/cgroup/banger.slice/banger-*") {
+		for pid := range strings.FieldsSeq(procs("banger.slice/" + filepath.Base(unit))) {
+			seen[link("/proc/"+pid+"/ns/net")] = true
+		}
+	}
+	pids := strings.Fields("1 " + procs("system.slice/banger-helper.service"))
+	for _, pid := range pids {
+		for _, fd := range Glob(t, "/proc/"+pid+"/fd/*") {
+			if to := link(fd); strings.HasPrefix(to, "net:") {
+				seen[to] = true
+			}
+		}
+	}
+	delete(seen, host)
+	delete(seen, "")
+	var all []string
+	for ns := range seen {
+		all = append(all, "namespace "+ns)
+	}
+	return all
+}
+
+// procs lists the processes of a unit by its cgroup; none if it has just gone.
+func procs(cgroup string) string {
+	raw, err := os.ReadFile("/sys/fs/cgroup/" + cgroup + "/cgroup.procs")
+	if err != nil {
+		return ""
+	}
+	return string(raw)
+}
+
+// PID is a unit's first process, 0 if it has none. It asks nobody, so it is quick.
+func PID(unit string) int {
+	slice := "system.slice/"
+	if strings.HasPrefix(unit, "banger-vm-") {
+		slice = "banger.slice/"
+	}
+	pid, err := strconv.Atoi(strings.Split(procs(slice+unit), "\n")[0])
+	if err != nil {
+		return 0
+	}
+	return pid
+}
+
+// link is what a link of /proc says, or nothing if it has just gone.
+func link(path string) string {
+	to, err := os.Readlink(path)
+	if err != nil {
+		return ""
+	}
+	return to
+}
+
+var loopFile = regexp.MustCompile(`(images|vms)/[0-9a-f]{12}/[a-z0-9.]+$`)
 
 var tapName = regexp.MustCompile(`tap[0-9a-f]{12}`)
 
@@ -202,10 +271,9 @@ const commandTime = 4 * time.Minute
 // is a failure of the test, which tells where the command and the host stood.
 func Command(t testing.TB, ctx context.Context, args ...string) *exec.Cmd {
 	t.Helper()
-	owner := Owner(t)
 	ctx, cancel := context.WithTimeoutCause(ctx, commandTime, errStuck)
 	t.Cleanup(cancel)
-	c := exec.CommandContext(ctx, filepath.Join(paths.LayoutOf(owner.Firecracker).Bin, "banger"), args...)
+	c := ownersCommand(t, ctx, args)
 	c.Cancel = func() error {
 		if !errors.Is(context.Cause(ctx), errStuck) {
 			return c.Process.Kill()
@@ -214,6 +282,19 @@ func Command(t testing.TB, ctx context.Context, args ...string) *exec.Cmd {
 		return c.Process.Signal(syscall.SIGABRT) // its goroutines go to its stderr
 	}
 	c.WaitDelay = 10 * time.Second
+	return c
+}
+
+// Session is a command that lasts as long as the test wants it to.
+func Session(t testing.TB, args ...string) *exec.Cmd {
+	t.Helper()
+	return ownersCommand(t, t.Context(), args)
+}
+
+func ownersCommand(t testing.TB, ctx context.Context, args []string) *exec.Cmd {
+	t.Helper()
+	owner := Owner(t)
+	c := exec.CommandContext(ctx, filepath.Join(paths.LayoutOf(owner.Firecracker).Bin, "banger"), args...)
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true,
 		Credential: &syscall.Credential{Uid: uint32(owner.UID), Gid: uint32(owner.GID)}}
 	c.Env = []string{"PATH=/usr/local/bin:/usr/bin:/bin", "HOME=/tmp", "USER=" + owner.Owner, "LANG=C.UTF-8"}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"banger/api"
+	"banger/internal/fault"
 	"banger/internal/helper"
 )
 
@@ -16,7 +17,8 @@ import (
 // one failure does not stop the rest. The caller knows that no VMM is alive.
 func (p Places) clean(ctx context.Context, id string) error {
 	return p.locked(id, func() error {
-		return errors.Join(removeDisks(ctx, id), p.removeJail(id), p.removePort(id))
+		return errors.Join(removeDisks(ctx, id), fault.Point(ctx, "cleanup.disks"), p.removeJail(id),
+			fault.Point(ctx, "cleanup.jail"), p.removePort(id))
 	})
 }
 

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/api"
+	"banger/internal/fault"
 	"banger/internal/helper"
 	"banger/internal/paths"
 )
@@ -210,7 +211,7 @@ func ensureDisks(ctx context.Context, id string, recipes []recipe) (out []device
 		case err == nil:
 			err = r.compare(have)
 		case errors.Is(err, fs.ErrNotExist):
-			if have.dmStatus, err = r.make(dm); err == nil {
+			if have.dmStatus, err = r.make(ctx, dm); err == nil {
 				made = append(made, r.disk)
 			}
 		}
@@ -222,7 +223,7 @@ func ensureDisks(ctx context.Context, id string, recipes []recipe) (out []device
 	return out, nil
 }
 
-func (r recipe) make(dm *dmControl) (st dmStatus, err error) {
+func (r recipe) make(ctx context.Context, dm *dmControl) (st dmStatus, err error) {
 	var loops []*loopDevice
 	// After that the dm device holds the loops, or nobody, and they go.
 	defer func() {
@@ -237,6 +238,9 @@ func (r recipe) make(dm *dmControl) (st dmStatus, err error) {
 		}
 		loops = append(loops, loop)
 	}
+	if err := fault.Point(ctx, "attach.loops"); err != nil {
+		return st, err
+	}
 	name := r.name()
 	if err := dm.create(name, r.uuid()); err != nil {
 		return st, err
@@ -247,6 +251,9 @@ func (r recipe) make(dm *dmControl) (st dmStatus, err error) {
 		}
 	}()
 	if err := dm.load(name, r.table(loops)); err != nil {
+		return st, err
+	}
+	if err := fault.Point(ctx, "attach.loaded"); err != nil {
 		return st, err
 	}
 	if err := dm.resume(name); err != nil {

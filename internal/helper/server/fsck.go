@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/api"
+	"banger/internal/fault"
 	"banger/internal/helper"
 	"banger/internal/paths"
 )
@@ -63,6 +64,9 @@ func (s *Server) fsck(ctx context.Context, r helper.FsckRequest) (out helper.Che
 	}
 	defer func() { err = errors.Join(err, s.undoCheck(context.WithoutCancel(ctx), r.ID)) }()
 	if err := makeNode(jail+d.jailPath, slot.UID, d); err != nil {
+		return out, err
+	}
+	if err := fault.Point(ctx, "fsck.jail"); err != nil {
 		return out, err
 	}
 	return s.check(ctx, r, slot.UID, d)
@@ -110,6 +114,9 @@ func (s *Server) check(ctx context.Context, r helper.FsckRequest, uid int, d dev
 	}
 	argv := []string{paths.LibexecDir + "/banger-helper", "fsck", strconv.Itoa(uid), how, fsckRoot + d.jailPath}
 	if err := s.checks.start(ctx, r.ID, fsckUnit(argv, s.places.jail(r.ID), d, said)); err != nil {
+		return out, err
+	}
+	if err := fault.Point(ctx, "fsck.started"); err != nil {
 		return out, err
 	}
 	p, err := w.await(ctx, func(p phase) bool { return p == unitRunning || p.over() }, nil)

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/api"
+	"banger/internal/fault"
 	"banger/internal/helper"
 	"banger/internal/paths"
 )
@@ -82,6 +83,9 @@ func (s *Server) launch(ctx context.Context, r helper.LaunchRequest) (out helper
 		err := s.places.stageJail(r, slot.UID, disks)
 		// A jail that was there before is not ours to remove.
 		staged = !errors.Is(err, errJailExists)
+		if err == nil {
+			err = fault.Point(ctx, "launch.staged")
+		}
 		return err
 	}); err != nil {
 		return out, err
@@ -130,12 +134,18 @@ func (s *Server) startVMM(ctx context.Context, r helper.LaunchRequest, uid int, 
 	if err != nil {
 		return err
 	}
+	if err := fault.Point(ctx, "launch.netns"); err != nil {
+		return err
+	}
 	w, err := s.units.watch(ctx, r.ID)
 	if err != nil {
 		return err
 	}
 	defer w.close()
 	if err := s.units.start(ctx, r.ID, s.vmUnit(r, uid, disks, netns).properties()); err != nil {
+		return err
+	}
+	if err := fault.Point(ctx, "launch.started"); err != nil {
 		return err
 	}
 
@@ -258,7 +268,13 @@ func (s *Server) handover(ctx context.Context, r helper.VMRequest) (helper.Empty
 		if err := s.places.shareSocket(r.ID, slot.UID, s.record.UID, paths.JailVsock); err != nil {
 			return err
 		}
+		if err := fault.Point(ctx, "handover.shared"); err != nil {
+			return err
+		}
 		if err := dropWithVMM(r.ID); err != nil {
+			return err
+		}
+		if err := fault.Point(ctx, "handover.dropped"); err != nil {
 			return err
 		}
 		return s.plug(ctx, r.ID, slot.Slot)

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/api"
-	"banger/internal/guest"
+	"banger/internal/fault"
 	"banger/internal/helper"
 	"banger/internal/installed"
 	"banger/internal/paths"
@@ -264,10 +264,16 @@ func (s *Server) plug(ctx context.Context, id string, slot int) error {
 	}); err != nil {
 		return err
 	}
+	if err := fault.Point(ctx, "handover.pinned"); err != nil {
+		return err
+	}
 	if ns != nil {
 		if err := moveTap(ns, id); err != nil {
 			return err
 		}
+	}
+	if err := fault.Point(ctx, "handover.moved"); err != nil {
+		return err
 	}
 	return s.places.locked(portsLock, func() error {
 		t, err := s.places.loadPorts()
@@ -309,7 +315,7 @@ func (s *Server) checkGuests(r helper.NetworkRequest) (out ports, err error) {
 		if _, again := out[g.ID]; again {
 			return nil, api.BadRequest("VM %s is there twice", g.ID)
 		}
-		if g.Group != "" && !guest.ValidName(g.Group) {
+		if g.Group != "" && !isGroup(g.Group) {
 			return nil, api.BadRequest("network %.80q is not 1 to 63 of a-z, 0-9 and hyphens between them", g.Group)
 		}
 		slot, err := s.slots.lookup(g.ID)

@@ -92,6 +92,12 @@ func isID(s string) bool { return isHex(s, 12) }
 
 func isSHA256(s string) bool { return isHex(s, 64) }
 
+// isGroup is for names of networks: a label of DNS.
+func isGroup(s string) bool {
+	const form = "abcdefghijklmnopqrstuvwxyz0123456789-"
+	return s != "" && len(s) <= 63 && strings.Trim(s, form) == "" && strings.Trim(s, "-") == s
+}
+
 func isHex(s string, length int) bool {
 	return len(s) == length && strings.Trim(s, "0123456789abcdef") == ""
 }

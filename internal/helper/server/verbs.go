@@ -6,6 +6,7 @@ import (
 	"reflect"
 
 	"banger/api"
+	"banger/internal/fault"
 	"banger/internal/helper"
 	"banger/internal/jsonhttp"
 )
@@ -97,7 +98,10 @@ func newVerb[In, Out any](name string, id func(In) string, f func(context.Contex
 			}
 			entry.id = id(in)
 		}
-		return f(ctx, in)
+		if out, err = f(ctx, in); err == nil {
+			err = fault.Point(ctx, "helper."+name)
+		}
+		return out, err
 	})
 	return verb{name: name, does: does, touches: touches, handler: handler, in: reflect.TypeFor[In](), out: reflect.TypeFor[Out]()}
 }

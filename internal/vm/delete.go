@@ -1,0 +1,145 @@
+package vm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"banger/api"
+	"banger/internal/fault"
+	"banger/internal/guest"
+	"banger/internal/store"
+)
+
+// Delete removes a VM with its disk. A running one is killed, but only with
+// force.
+func (m *Manager) Delete(ctx context.Context, id string, force bool, rep Reporter) error {
+	if force {
+		if err := m.cutStopShort(ctx, id); err != nil {
+			return err
+		}
+	}
+	return m.locked(ctx, id, func(v *store.VM) error {
+		if alive(v) && !force {
+			return api.Conflict("cannot delete VM %q: it is %s", v.Name, v.State).
+				WithHint("stop it first with `banger vm stop %s`, or give --force", v.Name)
+		}
+		return m.remove(ctx, v, rep)
+	})
+}
+
+func (m *Manager) remove(ctx context.Context, v *store.VM, rep Reporter) error {
+	switch v.State {
+	case api.StateRunning, api.StatePaused:
+		if err := m.kill(ctx, v, rep); err != nil {
+			return err
+		}
+	case api.StateStarting, api.StateStopping, api.StateFailed:
+		if err := m.clear(ctx, v); err != nil {
+			return err
+		}
+	}
+	rep.Stage("remove", "removing the disk")
+	ctx = context.WithoutCancel(ctx) // half a delete is no use to anybody
+	if err := m.erase(ctx, v); err != nil {
+		return err
+	}
+	m.leaveGuest(v.ID)
+	m.guests.forget(v.ID)
+	m.activity.forget(v.ID)
+	v.State, v.Reason = api.StateDeleted, ""
+	m.events.tell(api.EventState, v)
+	return nil
+}
+
+// doomed marks the directory of a VM whose delete has begun. The name is the
+// record of that: it is changed whole or not at all, and needs no room on a full
+// disk, which a delete may be there to empty. bangerd's next start completes
+// what was cut off.
+const doomed = ".deleted-"
+
+func (m *Manager) doomedDir(id string) string { return filepath.Join(m.StateDir, "vms", doomed+id) }
+
+// erase removes all that is kept of a VM which holds nothing in the kernel. As
+// long as its disks are there a failure leaves it as it was.
+func (m *Manager) erase(ctx context.Context, v *store.VM) error {
+	dir, aside := m.dir(v), m.doomedDir(v.ID)
+	if err := os.Rename(dir, aside); err != nil && !errors.Is(err, fs.ErrNotExist) { // never started, or by a delete that failed
+		return fmt.Errorf("cannot remove the directory of VM %q: %w", v.Name, err)
+	}
+	if err := m.release(ctx, v); err != nil {
+		if backErr := os.Rename(aside, dir); !errors.Is(backErr, fs.ErrNotExist) {
+			err = errors.Join(err, backErr)
+		}
+		return fmt.Errorf("cannot delete VM %q: %w", v.Name, err)
+	}
+	// The disks before the record, which may need their room.
+	err := emptyDir(aside)
+	if err == nil {
+		err = fault.Point(ctx, "delete.files")
+	}
+	if err == nil {
+		err = m.Store.DeleteVM(ctx, v.ID)
+	}
+	if err != nil {
+		err = fmt.Errorf("cannot delete VM %q: %w", v.Name, err)
+		return errors.Join(err, m.setState(ctx, v, api.StateFailed, "its disks are gone, but the rest of it could not be deleted"))
+	}
+	if err := os.RemoveAll(aside); err != nil {
+		m.Log.WarnContext(ctx, "cannot remove the directory of a VM that is deleted", "vm", v.ID, "error", err)
+	}
+	return nil
+}
+
+func (m *Manager) release(ctx context.Context, v *store.VM) error {
+	if err := fault.Point(ctx, "delete.aside"); err != nil {
+		return err
+	}
+	if !v.StartedAt.IsZero() {
+		if err := m.Helper.Release(ctx, v.ID); err != nil {
+			return err
+		}
+	}
+	return fault.Point(ctx, "delete.released")
+}
+
+// emptyDir removes what is in a directory; it is fine if there is none.
+func emptyDir(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, e := range entries {
+		err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
+	}
+	return err
+}
+
+// finishDeletes completes the deletes that bangerd's end cut off.
+func (m *Manager) finishDeletes(ctx context.Context) {
+	left, err := filepath.Glob(m.doomedDir("*"))
+	if err != nil {
+		m.Log.ErrorContext(ctx, "cannot look for deletes that were cut off", "error", err)
+	}
+	for _, dir := range left {
+		id := strings.TrimPrefix(filepath.Base(dir), doomed)
+		if !guest.ValidID(id) {
+			continue
+		}
+		v, err := m.Store.VMByID(ctx, id)
+		switch {
+		case errors.Is(err, store.ErrNotFound):
+			err = os.RemoveAll(dir)
+		case err == nil:
+			m.Log.InfoContext(ctx, "completing the delete of a VM", "vm", v.ID, "name", v.Name)
+			err = m.remove(ctx, v, discard{})
+		}
+		if err != nil {
+			m.Log.ErrorContext(ctx, "cannot complete the delete of a VM", "vm", id, "error", err)
+		}
+	}
+}

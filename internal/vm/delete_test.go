@@ -1,0 +1,81 @@
+package vm
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"banger/api"
+	"banger/internal/store"
+)
+
+// withDisk makes a stopped VM that has been started once.
+func withDisk(t *testing.T, m *Manager) (v *store.VM, overlay string) {
+	t.Helper()
+	v, err := m.Create(t.Context(), api.VMSpec{Name: "a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.State, v.StartedAt = api.StateStopped, time.Now()
+	overlay = filepath.Join(m.dir(v), "overlay.cow")
+	if err := errors.Join(m.Store.UpdateVM(t.Context(), v), os.MkdirAll(m.dir(v), 0o700), os.WriteFile(overlay, []byte("x"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	return v, overlay
+}
+
+func TestADeleteThatFailsLeavesTheVMAsItWas(t *testing.T) {
+	h := &fakeHelper{fail: map[string]error{"release": errors.New("no")}}
+	m := open(t, t.TempDir(), h, &fakeKernels{})
+	v, overlay := withDisk(t, m)
+	if err := m.Delete(t.Context(), v.ID, false, &stages{}); err == nil || !strings.Contains(err.Error(), `cannot delete VM "a": no`) {
+		t.Errorf("error %v", err)
+	}
+	now, err := m.Get(t.Context(), "a")
+	if err != nil || now.State != api.StateStopped {
+		t.Errorf("record %+v, %v", now, err)
+	}
+	if raw, err := os.ReadFile(overlay); err != nil || string(raw) != "x" {
+		t.Errorf("its disk: %q, %v", raw, err)
+	}
+	if _, err := os.Lstat(m.doomedDir(v.ID)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("it is still marked: %v", err)
+	}
+	h.fail = nil
+	if err := m.Delete(t.Context(), v.ID, false, &stages{}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestADeleteThatWasCutOffIsCompleted(t *testing.T) {
+	dir := t.TempDir()
+	m := open(t, dir, &fakeHelper{}, &fakeKernels{})
+	v, _ := withDisk(t, m)
+	if err := errors.Join(os.Rename(m.dir(v), m.doomedDir(v.ID)), os.Mkdir(m.doomedDir("0123456789ab"), 0o700), m.Close()); err != nil {
+		t.Fatal(err)
+	}
+	m = open(t, dir, &fakeHelper{}, &fakeKernels{})
+	if _, err := m.Get(t.Context(), "a"); err == nil {
+		t.Error("the VM is still there")
+	}
+	if left, err := os.ReadDir(filepath.Join(dir, "vms")); err != nil || len(left) != 0 {
+		t.Errorf("left %v, %v", left, err)
+	}
+}
+
+func TestAStartTakesBackADelete(t *testing.T) {
+	m := open(t, t.TempDir(), &fakeHelper{fail: map[string]error{"launch": errors.New("no")}}, &fakeKernels{})
+	v, _ := withDisk(t, m)
+	if err := os.Rename(m.dir(v), m.doomedDir(v.ID)); err != nil {
+		t.Fatal(err)
+	}
+	_ = m.Start(t.Context(), v.ID, &stages{}) // fails at the launch
+	m.finishDeletes(t.Context())
+	if _, err := m.Get(t.Context(), "a"); err != nil {
+		t.Error(err)
+	}
+}

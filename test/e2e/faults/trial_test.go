@@ -1,0 +1,291 @@
+//go:build e2e && faults
+
+package faults
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"banger/api"
+	"banger/internal/fault"
+	"banger/internal/paths"
+	"banger/test/host"
+)
+
+// trial is one thing that goes wrong at one point.
+type trial struct {
+	*testing.T
+	m     *matrix
+	a     action
+	point string
+	k     kind
+	// before and after are the VM's records; after is nil if it is gone.
+	before api.VM
+	after  *api.VM
+	cli    bytes.Buffer
+}
+
+func (m *matrix) try(t *testing.T, a action, point string, k kind) {
+	tr := &trial{T: t, m: m, a: a, point: point, k: k}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the command said: %s\n%s", tr.cli.String(), host.Journal(40))
+			m.drop(t)
+		}
+	})
+	tr.before = m.ready(t, a.before)
+	if a.check != nil && a.before == api.StateStopped {
+		tr.mark()
+	}
+	if k == stalled && (strings.HasPrefix(a.name, "start") || a.name == "restart" && strings.HasPrefix(point, "start.")) {
+		shortStarts(t)
+	}
+	tr.inject(a.args(tr.before.Name))
+	tr.settle()
+	tr.check()
+	if a.spoils {
+		m.drop(t)
+	}
+}
+
+// ready makes the VM what an action wants; the last trial's, if it is fit.
+func (m *matrix) ready(t *testing.T, want api.State) api.VM {
+	t.Helper()
+	if m.victim != nil && want == api.StateCreated {
+		m.drop(t)
+	}
+	if m.victim == nil {
+		m.made++
+		name := fmt.Sprintf("victim-%d", m.made)
+		m.victim = &api.VM{Name: name}
+		memory, disk, nat := 128, int64(64<<20), true
+		op, err := m.c.CreateVM(t.Context(), api.VMSpec{Name: name, Image: tinyImage, MemoryMiB: &memory,
+			DiskBytes: &disk, NAT: &nat, NoStart: want == api.StateCreated})
+		m.done(t, op, err)
+	}
+	v := m.show(t, m.victim.Name)
+	switch {
+	case want == api.StateRunning && v.State != want:
+		op, err := m.c.StartVM(t.Context(), v.Name)
+		m.done(t, op, err)
+	case want == api.StateStopped && v.State == api.StateRunning:
+		op, err := m.c.KillVM(t.Context(), v.Name)
+		m.done(t, op, err)
+	case want == api.StateStopped && v.State != want:
+		t.Fatalf("the VM is %s", v.State)
+	}
+	v = m.show(t, v.Name)
+	m.victim = &v
+	return v
+}
+
+// drop deletes the VM, and looks for what is left of it.
+func (m *matrix) drop(t *testing.T) {
+	t.Helper()
+	if m.victim == nil {
+		return
+	}
+	v := *m.victim
+	m.victim = nil
+	op, err := m.c.DeleteVM(context.WithoutCancel(t.Context()), v.Name, true)
+	if isGone(err) {
+		return
+	}
+	m.done(t, op, err)
+	m.vanished(t, v)
+}
+
+func isGone(err error) bool {
+	p, ok := errors.AsType[*api.Problem](err)
+	return ok && p.Code == api.CodeNotFound
+}
+
+// vanished looks for what is left of a VM that was deleted.
+func (m *matrix) vanished(t *testing.T, v api.VM) {
+	t.Helper()
+	m.onlyBaseline(t)
+	if files := append(host.Glob(t, "/var/lib/banger/vms/*"+v.ID+"*"), host.Glob(t, paths.ExitDir+"/*"+v.ID+"*")...); v.ID != "" && len(files) != 0 {
+		t.Errorf("files are left: %v", files)
+	}
+	if _, taken := host.Slots(t)[v.ID]; taken {
+		t.Error("its slot is not free")
+	}
+	if host.Resolves(t, v.Name) {
+		t.Error("its name is still served")
+	}
+}
+
+// shortStarts lets a start that stands still fail soon.
+func shortStarts(t *testing.T) {
+	t.Helper()
+	old := host.Read(t, paths.ConfigFile) + "\n"
+	const section = "\n[vm_defaults]\n"
+	if !strings.Contains(old, section) {
+		t.Fatalf("%s has no section for it", paths.ConfigFile)
+	}
+	if err := os.WriteFile(paths.ConfigFile, []byte(strings.Replace(old, section, section+"start_timeout = \"20s\"\n", 1)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	host.Root(t, "systemctl", "restart", "bangerd.service")
+	t.Cleanup(func() {
+		if err := os.WriteFile(paths.ConfigFile, []byte(old), 0o644); err != nil {
+			t.Error(err)
+		}
+		host.Root(t, "systemctl", "restart", "bangerd.service")
+	})
+}
+
+// inject runs a command and makes it fail at the point.
+func (tr *trial) inject(args []string) {
+	tr.Helper()
+	file := filepath.Join(fault.Dir, tr.point)
+	reached := file + ".reached"
+	tr.Cleanup(func() { _, _ = os.Remove(file), os.Remove(reached) })
+	what := map[kind]string{full: fault.Full, broken: fault.Error, stalled: fault.Stall}[tr.k]
+	if slices.Contains(held, tr.k) {
+		what = fault.Hold
+	}
+	if also := tr.a.also; also != "" {
+		if err := os.WriteFile(filepath.Join(fault.Dir, also), []byte(fault.Error), 0o644); err != nil {
+			tr.Fatal(err)
+		}
+		defer func() { _ = os.Remove(filepath.Join(fault.Dir, also+".reached")) }()
+	}
+	if err := os.WriteFile(file, []byte(what), 0o644); err != nil {
+		tr.Fatal(err)
+	}
+	c := host.Command(tr.T, tr.Context(), args...)
+	c.Stdout, c.Stderr = &tr.cli, &tr.cli
+	tr.run(c, func(ended <-chan struct{}) {
+		host.Eventually(tr.T, 90*time.Second, func() error {
+			if _, err := os.Lstat(reached); err == nil {
+				return nil
+			}
+			select {
+			case <-ended:
+				if _, err := os.Lstat(reached); err != nil {
+					tr.Fatalf("the command ended, and %s was not reached", tr.point)
+				}
+			default:
+			}
+			return fmt.Errorf("%s was not reached", tr.point)
+		})
+		tr.strike(c)
+		_ = os.Remove(reached) // lets it go on
+	})
+}
+
+// run runs a command; its end, of whatever kind, is waited for.
+func (tr *trial) run(c *exec.Cmd, meanwhile func(ended <-chan struct{})) {
+	tr.Helper()
+	if err := c.Start(); err != nil {
+		tr.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		_ = c.Wait() // its code depends on the fault
+		close(ended)
+	}()
+	defer func() { <-ended }()
+	meanwhile(ended)
+}
+
+// strike does to the programs what the kind says. Errors of kill are about
+// processes that have ended.
+func (tr *trial) strike(c *exec.Cmd) {
+	tr.Helper()
+	kill := func(unit string) {
+		if pid := host.PID(unit); pid != 0 {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
+	switch tr.k {
+	case killCLI:
+		_ = c.Process.Kill()
+	case killDaemon:
+		kill("bangerd.service")
+	case killHelper:
+		kill("banger-helper.service")
+	case killVMM:
+		if tr.point == "launch.started" { // its process may be about to begin
+			host.Eventually(tr.T, 10*time.Second, func() error {
+				if host.PID(tr.before.Unit) == 0 {
+					return errors.New("the unit has no process")
+				}
+				return nil
+			})
+		}
+		kill(tr.before.Unit)
+	case cancelled:
+		for _, op := range tr.m.underWay(tr.T) {
+			if err := tr.m.c.CancelOperation(tr.Context(), op.ID); err != nil {
+				tr.Error(err)
+			}
+		}
+	}
+}
+
+// settle waits until the VM is as it may be and nothing happens to it any more.
+func (tr *trial) settle() {
+	tr.Helper()
+	want := tr.a.ends(tr.point, tr.k)
+	host.Eventually(tr.T, 100*time.Second, func() error {
+		if ops := tr.m.underWay(tr.T); len(ops) > 0 {
+			return fmt.Errorf("%s is under way", ops[0].Kind)
+		}
+		is := gone
+		tr.after = nil
+		v, err := tr.m.c.VM(tr.Context(), tr.before.Name)
+		switch {
+		case err == nil:
+			tr.after, is = &v, v.State
+		case !isGone(err):
+			return err
+		}
+		if !slices.Contains(want, is) {
+			return fmt.Errorf("it is %s, want %s", is, want)
+		}
+		return nil
+	})
+}
+
+// check looks at what the fault has left.
+func (tr *trial) check() {
+	t, m := tr.T, tr.m
+	t.Helper()
+	m.by.ask(t)
+	if tr.after == nil {
+		m.victim = nil
+		m.vanished(t, tr.before)
+		return
+	}
+	t.Logf("%s %s", tr.after.State, tr.after.Reason)
+	if tr.after.State == api.StateFailed && tr.after.Reason == "" {
+		t.Error("it failed without a reason")
+	}
+	if tr.after.State != api.StateRunning {
+		m.onlyBaseline(t)
+		if host.Resolves(t, tr.before.Name) {
+			t.Error("its name is still served")
+		}
+		op, err := m.c.StartVM(t.Context(), tr.before.Name)
+		m.done(t, op, err)
+	}
+	m.answers(t, tr.before.Name)
+	if !host.Resolves(t, tr.before.Name) {
+		t.Error("its name is not served")
+	}
+	if tr.a.check != nil {
+		tr.a.check(tr, tr.k)
+	}
+}
