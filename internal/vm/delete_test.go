@@ -73,7 +73,7 @@ func TestAStartTakesBackADelete(t *testing.T) {
 	if err := os.Rename(m.dir(v), m.doomedDir(v.ID)); err != nil {
 		t.Fatal(err)
 	}
-	_ = m.Start(t.Context(), v.ID, &stages{}) // fails at the launch
+	_ = m.Start(t.Context(), v.ID, false, &stages{}) // fails at the launch
 	m.finishDeletes(t.Context())
 	if _, err := m.Get(t.Context(), "a"); err != nil {
 		t.Error(err)

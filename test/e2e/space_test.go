@@ -35,7 +35,7 @@ func TestFullHostDiskPausesWriters(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer file.Close()
+		t.Cleanup(func() { _ = file.Close() })
 		c := command(t, t.Context(), "vm", "exec", name, "--", "sh", "-c", writer)
 		c.Stdout = file
 		if err := c.Start(); err != nil {

@@ -95,7 +95,7 @@ func ImportTiny(t testing.TB, name string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer os.Remove(file.Name())
+	defer func() { _ = os.Remove(file.Name()) }()
 	if err := file.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -76,7 +76,7 @@ func (m *matrix) ready(t *testing.T, want api.State) api.VM {
 	v := m.show(t, m.victim.Name)
 	switch {
 	case want == api.StateRunning && v.State != want:
-		op, err := m.c.StartVM(t.Context(), v.Name)
+		op, err := m.c.StartVM(t.Context(), v.Name, false)
 		m.done(t, op, err)
 	case want == api.StateStopped && v.State == api.StateRunning:
 		op, err := m.c.KillVM(t.Context(), v.Name)
@@ -278,7 +278,7 @@ func (tr *trial) check() {
 		if host.Resolves(t, tr.before.Name) {
 			t.Error("its name is still served")
 		}
-		op, err := m.c.StartVM(t.Context(), tr.before.Name)
+		op, err := m.c.StartVM(t.Context(), tr.before.Name, false)
 		m.done(t, op, err)
 	}
 	m.answers(t, tr.before.Name)
