@@ -49,7 +49,8 @@ func call[Out any](ctx context.Context, c *Client, verb string, in any) (Out, er
 
 func callNow[Out any](ctx context.Context, c *Client, verb string, in any) (Out, error) {
 	var out Out
-	return out, plain(verb, jsonhttp.Call(ctx, c.http, http.MethodPost, "http://helper/v1/"+verb, in, &out))
+	err := jsonhttp.Call(ctx, c.http, http.MethodPost, "http://helper/v1/"+verb, in, &out)
+	return out, plain(verb, err)
 }
 
 // plain says in a person's words what happened to a call that got no answer.

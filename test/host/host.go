@@ -93,8 +93,7 @@ func namespaces(t testing.TB) []string {
 			seen[link("/proc/"+pid+"/ns/net")] = true
 		}
 	}
-	pids := strings.Fields("1 " + procs("system.slice/banger-helper.service"))
-	for _, pid := range pids {
+	for pid := range strings.FieldsSeq("1 " + procs("system.slice/banger-helper.service")) {
 		for _, fd := range Glob(t, "/proc/"+pid+"/fd/*") {
 			if to := link(fd); strings.HasPrefix(to, "net:") {
 				seen[to] = true
