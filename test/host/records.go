@@ -91,17 +91,8 @@ func WriteTiny(t testing.TB, path string) {
 // ImportTiny makes an image of it.
 func ImportTiny(t testing.TB, name string) {
 	t.Helper()
-	file, err := os.CreateTemp("/tmp", "tiny-*.tar") // the owner has to get at it
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = os.Remove(file.Name()) }()
-	if err := file.Close(); err != nil {
-		t.Fatal(err)
-	}
-	WriteTiny(t, file.Name())
-	if err := os.Chmod(file.Name(), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	Must(t, "image", "import", name, file.Name())
+	file := "/tmp/banger-" + name + ".tar" // where the owner gets at it
+	t.Cleanup(func() { _ = os.Remove(file) })
+	WriteTiny(t, file)
+	Must(t, "image", "import", name, file)
 }

@@ -48,11 +48,12 @@ func TestPowerLoss(t *testing.T) {
 		// What it has fsynced, on both disks, has to be there ever after.
 		word := fmt.Sprintf("word-%d", i)
 		h.must("banger", "vm", "exec", "subject", "--", "sh", "-c", "echo "+word+" >/kept; echo "+word+" >/root/kept; sync")
-		verb := []string{"stop", "start"}[random.IntN(2)]
-		if verb == "start" {
+		verb, within := "stop", longest/3 // a stop is the shorter of the two
+		if random.IntN(2) == 1 {
+			verb, within = "start", longest
 			h.must("banger", "vm", "stop", "subject")
 		}
-		after := time.Duration(random.Int64N(int64(longest)))
+		after := time.Duration(random.Int64N(int64(within)))
 		h.cut(after, "banger", "vm", verb, "subject")
 		state := h.check()
 		h.must("banger", "vm", "start", "subject")

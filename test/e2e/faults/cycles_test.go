@@ -39,6 +39,7 @@ func TestKillCycles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	tidy(t, c)
 	host.ImportTiny(t, tinyImage)
 	t.Cleanup(func() { host.Must(t, "image", "delete", tinyImage) })
 	begun := time.Now()

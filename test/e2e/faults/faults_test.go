@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -36,15 +37,38 @@ func points(t *testing.T) {
 	t.Cleanup(func() { _ = os.RemoveAll(fault.Dir) })
 }
 
+// ownVMs begin the names of the VMs that these tests make.
+var ownVMs = regexp.MustCompile(`^(bystander$|victim-|cycle-)`)
+
+// tidy removes what a run that was interrupted has left.
+func tidy(t *testing.T, c *client.Client) {
+	t.Helper()
+	vms, err := c.VMs(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range vms {
+		if ownVMs.MatchString(v.Name) {
+			host.Must(t, "vm", "delete", "--force", v.Name)
+		}
+	}
+	for _, name := range []string{tinyImage, otherImage, importName} {
+		if err := c.DeleteImage(t.Context(), name); err != nil && !isGone(err) {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestMatrix(t *testing.T) {
 	points(t)
-	for _, name := range []string{tinyImage, otherImage} {
-		host.ImportTiny(t, name)
-		t.Cleanup(func() { host.Must(t, "image", "delete", name) })
-	}
 	c, err := client.New("")
 	if err != nil {
 		t.Fatal(err)
+	}
+	tidy(t, c)
+	for _, name := range []string{tinyImage, otherImage} {
+		host.ImportTiny(t, name)
+		t.Cleanup(func() { host.Must(t, "image", "delete", name) })
 	}
 	m := &matrix{c: c, by: newBystander(t), results: map[string]string{}}
 	m.baseline = host.Inventory(t)
