@@ -42,7 +42,7 @@ func call[Out any](ctx context.Context, c *Client, verb string, in any) (Out, er
 		defer func() { <-c.turns }()
 	case <-ctx.Done():
 		var none Out
-		return none, context.Cause(ctx)
+		return none, ctx.Err()
 	}
 	return callNow[Out](ctx, c, verb, in)
 }

@@ -64,21 +64,23 @@ const doomed = ".deleted-"
 
 func (m *Manager) doomedDir(id string) string { return filepath.Join(m.StateDir, "vms", doomed+id) }
 
-// erase removes all that is kept of a VM which holds nothing in the kernel. As
-// long as its disks are there a failure leaves it as it was.
+// erase removes all that is kept of a VM which holds nothing in the kernel. A
+// failure before the first disk is removed leaves it as it was.
 func (m *Manager) erase(ctx context.Context, v *store.VM) error {
 	dir, aside := m.dir(v), m.doomedDir(v.ID)
-	if err := os.Rename(dir, aside); err != nil && !errors.Is(err, fs.ErrNotExist) { // never started, or by a delete that failed
+	err := os.Rename(dir, aside)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // never started, or by a delete that failed
 		return fmt.Errorf("cannot remove the directory of VM %q: %w", v.Name, err)
 	}
+	moved := err == nil // else by an earlier delete, which may have begun to remove disks
 	if err := m.release(ctx, v); err != nil {
-		if backErr := os.Rename(aside, dir); !errors.Is(backErr, fs.ErrNotExist) {
-			err = errors.Join(err, backErr)
+		if moved {
+			err = errors.Join(err, os.Rename(aside, dir))
 		}
 		return fmt.Errorf("cannot delete VM %q: %w", v.Name, err)
 	}
 	// The disks before the record, which may need their room.
-	err := emptyDir(aside)
+	err = emptyDir(aside)
 	if err == nil {
 		err = fault.Point(ctx, "delete.files")
 	}

@@ -67,15 +67,34 @@ func TestADeleteThatWasCutOffIsCompleted(t *testing.T) {
 	}
 }
 
-func TestAStartTakesBackADelete(t *testing.T) {
+func TestAStartTakesBackADeleteWhoseDisksAreGone(t *testing.T) {
 	m := open(t, t.TempDir(), &fakeHelper{fail: map[string]error{"launch": errors.New("no")}}, &fakeKernels{})
 	v, _ := withDisk(t, m)
-	if err := os.Rename(m.dir(v), m.doomedDir(v.ID)); err != nil {
+	if err := errors.Join(os.RemoveAll(m.dir(v)), os.Mkdir(m.doomedDir(v.ID), 0o700)); err != nil {
 		t.Fatal(err)
 	}
 	_ = m.Start(t.Context(), v.ID, false, &stages{}) // fails at the launch
 	m.finishDeletes(t.Context())
 	if _, err := m.Get(t.Context(), "a"); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestAStartRefusesWhereADeleteLeftDisks(t *testing.T) {
+	m := open(t, t.TempDir(), &fakeHelper{}, &fakeKernels{})
+	v, _ := withDisk(t, m)
+	if err := os.Rename(m.dir(v), m.doomedDir(v.ID)); err != nil {
+		t.Fatal(err)
+	}
+	err := m.Start(t.Context(), v.ID, false, &stages{})
+	if p, ok := errors.AsType[*api.Problem](err); !ok || p.Code != api.CodeConflict || !strings.Contains(p.Hint, "banger vm delete a") {
+		t.Errorf("%v", err)
+	}
+	if left, err := os.ReadDir(m.doomedDir(v.ID)); err != nil || len(left) == 0 {
+		t.Errorf("its disks: %v, %v", left, err)
+	}
+	m.finishDeletes(t.Context())
+	if _, err := m.Get(t.Context(), "a"); err == nil {
+		t.Error("the delete was not completed")
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"banger/api"
+	"banger/internal/firecracker"
 	"banger/internal/guest"
 	"banger/internal/store"
 )
@@ -20,6 +21,9 @@ const (
 	haltedCPU = haltCheck / 10
 	// haltedLooks is how many times in a row a guest must be quiet to be asked.
 	haltedLooks = 2
+	// haltedQuestions is how many questions in a row it must leave unanswered: a
+	// host that has no time for a guest makes it silent, too.
+	haltedQuestions = 3
 	// answeredLooks is for how many looks one that was asked is left alone: most
 	// guests idle, and a question wakes them.
 	answeredLooks = 30
@@ -54,7 +58,7 @@ func (m *Manager) endHalted() {
 			}
 			q, known := seen[id]
 			switch {
-			case !known || used-q.cpu > haltedCPU && q.looks > 0:
+			case !known || used-q.cpu > haltedCPU && q.looks >= 0:
 				q.looks = 0
 			case q.looks < haltedLooks:
 				q.looks++
@@ -71,16 +75,23 @@ func (m *Manager) endHalted() {
 // endIfHalted asks before it acts: a guest that answers only idles.
 func (m *Manager) endIfHalted(id string) {
 	err := m.locked(m.ctx, id, func(v *store.VM) error {
-		if v.State != api.StateRunning {
-			return nil // paused, or on its way already
+		if v.State != api.StateRunning || m.low.Load() {
+			return nil // paused or about to be, or on its way already
 		}
-		ctx, cancel := context.WithTimeout(m.ctx, agentTime)
-		defer cancel()
-		agent := jailOf(v.ID, v.UID).agent()
-		defer agent.Close()
-		asked := time.Now()
-		if _, err := agent.Health(ctx); err == nil || m.ctx.Err() != nil || time.Since(asked) < refusalTime {
-			return nil
+		// A pause may have had no room for its record.
+		runs := false
+		err := m.askVMM(m.ctx, v, func(c *firecracker.Client, ctx context.Context) error {
+			i, err := c.Info(ctx)
+			runs = i.State == "Running"
+			return err
+		})
+		if err != nil || !runs {
+			return err
+		}
+		for range haltedQuestions {
+			if !m.silent(v) {
+				return nil
+			}
 		}
 		m.Log.InfoContext(m.ctx, "ending a VMM whose guest has halted", "vm", v.ID, "name", v.Name)
 		m.guests.note(id, guest.ActionPowerOff)
@@ -89,6 +100,17 @@ func (m *Manager) endIfHalted(id string) {
 	if err != nil && m.ctx.Err() == nil {
 		m.Log.Error("cannot end a VMM whose guest has halted", "vm", id, "error", err)
 	}
+}
+
+// silent tells whether not even the guest's kernel answers.
+func (m *Manager) silent(v *store.VM) bool {
+	ctx, cancel := context.WithTimeout(m.ctx, agentTime)
+	defer cancel()
+	agent := jailOf(v.ID, v.UID).agent()
+	defer agent.Close()
+	asked := time.Now()
+	_, err := agent.Health(ctx)
+	return err != nil && m.ctx.Err() == nil && time.Since(asked) >= refusalTime
 }
 
 // cpuTime is what the processes of a cgroup have taken so far.

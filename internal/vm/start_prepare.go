@@ -40,9 +40,11 @@ func (r *startRun) preflight(ctx context.Context) error {
 		return api.Problemf(409, api.CodePrerequisite, "the network %s has no address left for slot %d", r.m.Record.Network, v.Slot).
 			WithHint("delete VMs that are no longer needed, or install with a larger network")
 	}
-	// Somebody wants it again whose delete failed half way.
-	if err := os.RemoveAll(r.m.doomedDir(v.ID)); err != nil {
-		return fmt.Errorf("cannot remove what a delete left: %w", err)
+	// Somebody may want it again whose delete failed when the disks had gone. Where
+	// some are left, nobody knows which.
+	if err := os.Remove(r.m.doomedDir(v.ID)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return api.Conflict("its delete has begun, and was not completed: %v", err).
+			WithHint("`banger vm delete %s` completes it", v.Name)
 	}
 	if err := os.MkdirAll(r.m.dir(v), 0o700); err != nil {
 		return fmt.Errorf("cannot make the VM's directory: %w", err)
