@@ -75,16 +75,18 @@ func (t idTables) choose() (idChoice, error) {
 	if err != nil {
 		return idChoice{}, err
 	}
-	taken = slices.Concat(taken, takenGIDs, users, accounts(t.group, "group"), systemRanges)
+	taken = slices.Concat(taken, takenGIDs, users, accounts(t.group, "group"))
 	choice := idChoice{addUIDs: ownUIDs == nil, addGIDs: ownGIDs == nil}
 	switch {
 	case ownUIDs == nil && ownGIDs == nil:
-		start, err := lowestFree(taken)
+		start, err := lowestFree(slices.Concat(taken, systemRanges))
 		choice.start = int(start)
 		return choice, err
 	case ownUIDs != nil && ownGIDs != nil && *ownUIDs != *ownGIDs:
 		return idChoice{}, fmt.Errorf("%s gives %s the ids from %d and %s those from %d", subUIDFile, rangeName, ownUIDs.start, subGIDFile, ownGIDs.start)
 	}
+	// systemd's ranges do not count here: it takes ids from them that nobody has,
+	// and what was chosen once cannot be changed under VMs.
 	own := ownUIDs
 	if own == nil {
 		own = ownGIDs

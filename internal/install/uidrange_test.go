@@ -23,7 +23,7 @@ func TestChooseRange(t *testing.T) {
 		"below containers":    {idTables{subuid: "a:100000:358752\n"}, idChoice{458752, true, true}, ""},
 		"not into containers": {idTables{subuid: "a:100000:358753\n"}, idChoice{0x70000000, true, true}, ""},
 		"not into foreign":    {idTables{subuid: "a:100000:358753\nb:1879048192:268304384\n"}, idChoice{}, "no run of"},
-		"ours in containers":  {idTables{subuid: "banger:600000:65536\n"}, idChoice{}, "overlap those of systemd's containers"},
+		"ours in containers":  {idTables{subuid: "banger:600000:65536\n"}, idChoice{600000, false, true}, ""},
 		"a directory's user":  {idTables{passwd: "root:x:0:0::/:/bin/sh\n\nann@corp:*:200001:200513:Ann:/home/ann:/bin/sh\n"}, idChoice{262144, true, true}, ""},
 		"a user":              {idTables{passwd: "ad:x:200500:200500::/:/bin/sh\n"}, idChoice{262144, true, true}, ""},
 		"a group":             {idTables{group: "ad:x:200500:\n"}, idChoice{262144, true, true}, ""},

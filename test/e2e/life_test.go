@@ -51,7 +51,7 @@ func TestPauseRefusesCommandsAndResumeGoesOn(t *testing.T) {
 	}
 	must(t, "vm", "pause", vm.Name)
 	must(t, "vm", "kill", vm.Name)
-	wantGone(t, vm.ID, 5*time.Second)
+	wantGone(t, vm.ID, 15*time.Second)
 	if v := show(t, vm.Name); v.State != api.StateStopped {
 		t.Errorf("state %s", v.State)
 	}
@@ -294,7 +294,7 @@ func TestKilledRunLeavesNoVM(t *testing.T) {
 			}
 			return nil
 		})
-		wantGone(t, vm.ID, 5*time.Second)
+		wantGone(t, vm.ID, 15*time.Second)
 	}
 }
 

@@ -136,7 +136,7 @@ func TestPoweroffWhileTheDaemonIsDown(t *testing.T) {
 		}
 		return nil
 	})
-	wantGone(t, vm.ID, 5*time.Second)
+	wantGone(t, vm.ID, 15*time.Second)
 }
 
 func cpuMicros(t *testing.T, unit string) int {

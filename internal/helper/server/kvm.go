@@ -141,8 +141,14 @@ func checkKVM(ctx context.Context) error {
 }
 
 func runGuest(ctx context.Context, program []byte, most time.Duration) error {
-	if !kvmBusy.TryLock() {
-		return errors.New("a test guest still runs, or hangs")
+	ctx, cancel := context.WithTimeout(ctx, most)
+	defer cancel()
+	for !kvmBusy.TryLock() { // somebody else asks at the same time
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			return errors.New("a test guest still runs, or hangs")
+		}
 	}
 	g := &tinyGuest{program: program, most: most}
 	done := make(chan error, 1)
@@ -154,8 +160,6 @@ func runGuest(ctx context.Context, program []byte, most time.Duration) error {
 		kvmBusy.Unlock()
 		done <- err
 	}()
-	ctx, cancel := context.WithTimeout(ctx, most)
-	defer cancel()
 	select {
 	case err := <-done:
 		return err
