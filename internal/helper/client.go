@@ -14,15 +14,19 @@ import (
 	"banger/internal/jsonhttp"
 )
 
-// maxCalls is how many calls are made at once. It is below what the helper takes
-// (64), since it refuses more than that instead of letting them wait.
-const maxCalls = 48
+// The helper refuses more than 64 calls at once instead of letting them wait, so
+// that is done here. Kills have turns of their own: they end what other calls may
+// wait for.
+const (
+	maxCalls = 48
+	maxKills = 12
+)
 
-// Client calls the helper. It is safe for concurrent use. Calls above maxCalls
-// wait for their turn, except Kill: that ends what others may wait for.
+// Client calls the helper. It is safe for concurrent use.
 type Client struct {
 	http  *http.Client
 	turns chan struct{}
+	kills chan struct{}
 }
 
 // NewClient returns a client of the helper listening on socket.
@@ -33,23 +37,22 @@ func NewClient(socket string) *Client {
 			return d.DialContext(ctx, "unix", socket)
 		}),
 		turns: make(chan struct{}, maxCalls),
+		kills: make(chan struct{}, maxKills),
 	}
 }
 
 func call[Out any](ctx context.Context, c *Client, verb string, in any) (Out, error) {
-	select {
-	case c.turns <- struct{}{}:
-		defer func() { <-c.turns }()
-	case <-ctx.Done():
-		var none Out
-		return none, ctx.Err()
-	}
-	return callNow[Out](ctx, c, verb, in)
+	return callInTurn[Out](ctx, c, c.turns, verb, in)
 }
 
-func callNow[Out any](ctx context.Context, c *Client, verb string, in any) (Out, error) {
-	var out Out
-	err := jsonhttp.Call(ctx, c.http, http.MethodPost, "http://helper/v1/"+verb, in, &out)
+func callInTurn[Out any](ctx context.Context, c *Client, turns chan struct{}, verb string, in any) (out Out, err error) {
+	select {
+	case turns <- struct{}{}:
+		defer func() { <-turns }()
+	case <-ctx.Done():
+		return out, ctx.Err()
+	}
+	err = jsonhttp.Call(ctx, c.http, http.MethodPost, "http://helper/v1/"+verb, in, &out)
 	return out, plain(verb, err)
 }
 
@@ -126,7 +129,7 @@ func (c *Client) Handover(ctx context.Context, id string) error {
 
 // Kill stops the VM's unit with SIGKILL and waits for its end.
 func (c *Client) Kill(ctx context.Context, id string) error {
-	_, err := callNow[Empty](ctx, c, "vm.kill", VMRequest{ID: id})
+	_, err := callInTurn[Empty](ctx, c, c.kills, "vm.kill", VMRequest{ID: id})
 	return err
 }
 
