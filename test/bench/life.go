@@ -61,9 +61,15 @@ func (b *bench) floorLife(ctx context.Context) (ready, shutdown, kill time.Durat
 	if err != nil {
 		return 0, 0, 0, errors.Join(err, vm.stop())
 	}
-	begun := time.Now()
-	agent := guest.NewClient(vm.dial)
+	// A guest that ends waits a moment for somebody to hear of it.
+	listener, agent := guest.NewClient(vm.dial), guest.NewClient(vm.dial)
+	defer listener.Close()
 	defer agent.Close()
+	go func() { _, _ = listener.End(ctx) }()
+	if _, err := agent.Health(ctx); err != nil { // the listener is there by now
+		return 0, 0, 0, errors.Join(err, vm.stop())
+	}
+	begun := time.Now()
 	if err := agent.Shutdown(ctx, guest.Shutdown{GraceSeconds: 5}); err != nil {
 		return 0, 0, 0, errors.Join(err, vm.stop())
 	}
