@@ -62,7 +62,7 @@ lint: ## golangci-lint alone
 .PHONY: test-lab
 test-lab: ## Tests and scenarios in the lab, a machine made for them (KEEP_LAB=1 keeps it)
 	@$(STEP) "host packages" scripts/host-packages $(MACHINE_PACKAGES)
-	@$(STEP) "build" $(MAKE) --no-print-directory lab-build faults-build
+	@$(STEP) "build" $(MAKE) --no-print-directory lab-build
 	@scripts/lab $(MAKE) --no-print-directory in-lab
 
 # What test-lab does once the machine runs. The tests are built here and run
@@ -75,21 +75,14 @@ in-lab:
 	@status=0; \
 	$(STEP) "tests on real kernel objects" $(IN_LAB) -tags lab $(LAB_PACKAGES:%=./%) || status=1; \
 	$(STEP) "scenarios" scripts/scenarios $(IN_LAB) -v -tags e2e ./test/e2e || status=1; \
-	$(MAKE) --no-print-directory in-lab-faults || status=1; \
 	exit $$status
 
-# The programs with faults go into the lab last: the tests before are for those
-# that people get. They are of another version, so that they are recognised.
+# Programs with faults are of another version, so that they are recognised.
 FAULT_TESTS := $(IN_LAB) -timeout 10h -v -tags e2e,faults ./test/e2e/faults
 
 .PHONY: faults-build
 faults-build:
 	@$(MAKE) --no-print-directory build BIN=$(FAULTS_BIN) VERSION=lab-faults TAGS=faults
-
-.PHONY: in-lab-faults
-in-lab-faults:
-	@$(STEP) "programs with faults" $(FAULTS_BIN)/banger machine init lab
-	@FAULTS=spread $(STEP) "faults" $(FAULT_TESTS) -run '^TestMatrix$$'
 
 .PHONY: test-faults
 test-faults: ## Every fault at every step and kill cycles, hours (FAULTS=spread: each step and each kind)
