@@ -52,8 +52,10 @@ func (c *Client) SetIdentity(ctx context.Context, doc Identity) (Health, error) 
 
 // Shutdown asks the guest to end. It returns when the agent has heard, not
 // when the guest is down: that is when its VMM ends.
-func (c *Client) Shutdown(ctx context.Context, s Shutdown) error {
-	return c.call(ctx, http.MethodPost, "/v1/shutdown", &s, nil)
+func (c *Client) Shutdown(ctx context.Context, s Shutdown) (Ending, error) {
+	var e Ending
+	err := c.call(ctx, http.MethodPost, "/v1/shutdown", &s, &e)
+	return e, err
 }
 
 // End waits for the image's init to end and returns what the guest does next.

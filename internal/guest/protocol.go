@@ -155,3 +155,9 @@ type Shutdown struct {
 	// agent itself is pid 1.
 	GraceSeconds int `json:"grace_seconds,omitempty"`
 }
+
+// Ending is the answer to Shutdown.
+type Ending struct {
+	// Sound means that the guest's kernel has noted no error of a filesystem.
+	Sound bool `json:"sound,omitempty"`
+}

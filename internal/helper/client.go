@@ -129,7 +129,13 @@ func (c *Client) Handover(ctx context.Context, id string) error {
 
 // Kill stops the VM's unit with SIGKILL and waits for its end.
 func (c *Client) Kill(ctx context.Context, id string) error {
-	_, err := callInTurn[Empty](ctx, c, c.kills, "vm.kill", VMRequest{ID: id})
+	_, err := callInTurn[Empty](ctx, c, c.kills, "vm.kill", KillRequest{ID: id})
+	return err
+}
+
+// BeginKill is Kill without the wait.
+func (c *Client) BeginKill(ctx context.Context, id string) error {
+	_, err := callInTurn[Empty](ctx, c, c.kills, "vm.kill", KillRequest{ID: id, NoWait: true})
 	return err
 }
 

@@ -15,9 +15,16 @@ type Slot struct {
 	UID  int `json:"uid"`
 }
 
-// VMRequest names a VM; used by vm.release, vm.handover, vm.kill, vm.cleanup.
+// VMRequest names a VM; used by vm.release, vm.handover, vm.cleanup.
 type VMRequest struct {
 	ID string `json:"id"`
+}
+
+// KillRequest ends a VM's unit. With NoWait the answer comes when systemd has been
+// told, for a caller that watches the end itself.
+type KillRequest struct {
+	ID     string `json:"id"`
+	NoWait bool   `json:"no_wait,omitempty"`
 }
 
 // BlobPutRequest asks for a root-owned copy of a file. Path is relative to the

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"banger/api"
 	"banger/internal/fault"
@@ -33,24 +34,30 @@ func (m *Manager) Delete(ctx context.Context, id string, force bool, rep Reporte
 }
 
 func (m *Manager) remove(ctx context.Context, v *store.VM, rep Reporter) error {
+	ctx = context.WithoutCancel(ctx) // half a delete is no use to anybody
+	erase := m.erase
 	switch v.State {
 	case api.StateRunning, api.StatePaused:
-		if err := m.kill(ctx, v, rep); err != nil {
+		if err := m.killVMM(ctx, v, rep); err != nil {
 			return err
 		}
+		if err := m.cleanupCapabilities(ctx, v); err != nil {
+			return errors.Join(err, m.setState(ctx, v, api.StateStopped, ""))
+		}
+		erase = m.eraseSoon
 	case api.StateStarting, api.StateStopping, api.StateFailed:
 		if err := m.clear(ctx, v); err != nil {
 			return err
 		}
 	}
 	rep.Stage("remove", "removing the disk")
-	ctx = context.WithoutCancel(ctx) // half a delete is no use to anybody
-	if err := m.erase(ctx, v); err != nil {
+	if err := erase(ctx, v); err != nil {
 		return err
 	}
 	m.leaveGuest(v.ID)
 	m.guests.forget(v.ID)
 	m.activity.forget(v.ID)
+	m.forgetCleanEnd(v.ID)
 	v.State, v.Reason = api.StateDeleted, ""
 	m.events.tell(api.EventState, v)
 	return nil
@@ -63,6 +70,65 @@ func (m *Manager) remove(ctx context.Context, v *store.VM, rep Reporter) error {
 const doomed = ".deleted-"
 
 func (m *Manager) doomedDir(id string) string { return filepath.Join(m.StateDir, "vms", doomed+id) }
+
+// eraseSoon is erase for a VM whose VMM has just ended: systemd still cleans up
+// behind it, so only the record goes now, and the rest when that is over.
+func (m *Manager) eraseSoon(ctx context.Context, v *store.VM) error {
+	dir, aside := m.dir(v), m.doomedDir(v.ID)
+	if err := os.Rename(dir, aside); err != nil {
+		return m.erase(ctx, v)
+	}
+	err := fault.Point(ctx, "delete.aside")
+	if err == nil {
+		err = m.Store.DeleteVM(ctx, v.ID)
+	}
+	if err != nil { // a disk that is too full for it, say
+		return errors.Join(os.Rename(aside, dir), m.erase(ctx, v))
+	}
+	m.tasks.Go(func() { m.sweepUntilDone(v.ID) })
+	return nil
+}
+
+// Pauses between two attempts to sweep.
+const (
+	sweepPause    = 100 * time.Millisecond
+	sweepMaxPause = time.Minute
+)
+
+// sweepUntilDone tries again until it is done or bangerd ends, whose next start
+// goes on: nobody is left who could be told.
+func (m *Manager) sweepUntilDone(id string) {
+	for pause := sweepPause; ; pause = min(2*pause, sweepMaxPause) {
+		err := m.sweep(m.ctx, id)
+		if err == nil || m.ctx.Err() != nil {
+			return
+		}
+		m.Log.Error("cannot remove what is left of a VM that is deleted", "vm", id, "again_in", pause, "error", err)
+		select {
+		case <-time.After(pause):
+		case <-m.ctx.Done():
+			return
+		}
+	}
+}
+
+// sweep removes what is left of a VM without a record; idempotent.
+func (m *Manager) sweep(ctx context.Context, id string) error {
+	err := m.Helper.Release(ctx, id)
+	if err == nil {
+		err = fault.Point(ctx, "delete.released")
+	}
+	if err == nil {
+		err = emptyDir(m.doomedDir(id))
+	}
+	if err == nil {
+		err = fault.Point(ctx, "delete.files")
+	}
+	if err != nil {
+		return err
+	}
+	return os.RemoveAll(m.doomedDir(id))
+}
 
 // erase removes all that is kept of a VM which holds nothing in the kernel. A
 // failure before the first disk is removed leaves it as it was.
@@ -135,7 +201,8 @@ func (m *Manager) finishDeletes(ctx context.Context) {
 		v, err := m.Store.VMByID(ctx, id)
 		switch {
 		case errors.Is(err, store.ErrNotFound):
-			err = os.RemoveAll(dir)
+			m.tasks.Go(func() { m.sweepUntilDone(id) })
+			continue
 		case err == nil:
 			m.Log.InfoContext(ctx, "completing the delete of a VM", "vm", v.ID, "name", v.Name)
 			err = m.remove(ctx, v, discard{})

@@ -62,9 +62,46 @@ func TestADeleteThatWasCutOffIsCompleted(t *testing.T) {
 	if _, err := m.Get(t.Context(), "a"); err == nil {
 		t.Error("the VM is still there")
 	}
-	if left, err := os.ReadDir(filepath.Join(dir, "vms")); err != nil || len(left) != 0 {
-		t.Errorf("left %v, %v", left, err)
+	wantNoFiles(t, dir)
+}
+
+// wantNoFiles waits for what is swept behind a delete's answer.
+func wantNoFiles(t *testing.T, dir string) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		left, err := os.ReadDir(filepath.Join(dir, "vms"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(left) == 0 {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("left %v", left)
+		}
 	}
+}
+
+func TestADeleteOfARunningVMIsSweptUntilNothingIsLeft(t *testing.T) {
+	dir := t.TempDir()
+	h := &fakeHelper{fail: map[string]error{"release": errors.New("not yet")}}
+	m := open(t, dir, h, &fakeKernels{})
+	v, _ := withDisk(t, m)
+	v.State = api.StateRunning
+	if err := m.Store.UpdateVM(t.Context(), v); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Delete(t.Context(), v.ID, true, &stages{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Get(t.Context(), "a"); err == nil {
+		t.Error("the name is not free")
+	}
+	if _, err := os.Lstat(m.doomedDir(v.ID)); err != nil {
+		t.Errorf("its disks went before what uses them: %v", err)
+	}
+	h.mend()
+	wantNoFiles(t, dir)
 }
 
 func TestAStartTakesBackADeleteWhoseDisksAreGone(t *testing.T) {

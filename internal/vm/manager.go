@@ -38,6 +38,7 @@ type Helper interface {
 	Launch(ctx context.Context, r helper.LaunchRequest) (helper.Launched, error)
 	Handover(ctx context.Context, id string) error
 	Kill(ctx context.Context, id string) error
+	BeginKill(ctx context.Context, id string) error
 	Cleanup(ctx context.Context, id string) error
 	Grow(ctx context.Context, id string) (helper.Disk, error)
 	Fsck(ctx context.Context, r helper.FsckRequest) (helper.Checked, error)
@@ -111,6 +112,7 @@ type Manager struct {
 	guests   attendants
 	low      atomic.Bool // the disk is nearly full
 	activity activity
+	clean    cleanEnds
 	changes  []changer     // what makes a change true for a VM that runs
 	logs     chan struct{} // one for each journalctl
 

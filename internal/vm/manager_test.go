@@ -24,14 +24,23 @@ import (
 // fakeHelper records the verbs it is asked for and refuses those in fail. It
 // stands in only where no VMM can be had: what needs one is in test/e2e.
 type fakeHelper struct {
+	mu       sync.Mutex // of the two below
 	calls    []string
 	fail     map[string]error
 	policies []helper.NetworkRequest
 }
 
 func (f *fakeHelper) do(verb string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.calls = append(f.calls, verb)
 	return f.fail[verb]
+}
+
+func (f *fakeHelper) mend() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.fail = nil
 }
 
 func (f *fakeHelper) Reserve(context.Context, string) (helper.Slot, error) {
@@ -44,9 +53,10 @@ func (f *fakeHelper) Attach(context.Context, helper.AttachRequest) (helper.Attac
 func (f *fakeHelper) Launch(context.Context, helper.LaunchRequest) (helper.Launched, error) {
 	return helper.Launched{}, f.do("launch")
 }
-func (f *fakeHelper) Handover(context.Context, string) error { return f.do("handover") }
-func (f *fakeHelper) Kill(context.Context, string) error     { return f.do("kill") }
-func (f *fakeHelper) Cleanup(context.Context, string) error  { return f.do("cleanup") }
+func (f *fakeHelper) Handover(context.Context, string) error  { return f.do("handover") }
+func (f *fakeHelper) Kill(context.Context, string) error      { return f.do("kill") }
+func (f *fakeHelper) BeginKill(context.Context, string) error { return f.do("begin kill") }
+func (f *fakeHelper) Cleanup(context.Context, string) error   { return f.do("cleanup") }
 func (f *fakeHelper) Grow(context.Context, string) (helper.Disk, error) {
 	return helper.Disk{}, f.do("grow")
 }

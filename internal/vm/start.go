@@ -27,6 +27,7 @@ type startRun struct {
 	base        string // of the image, relative to the state directory
 	overlay     string // relative to the state directory
 	overlayMade bool   // by this run, so that only this run may remove it
+	clean       bool   // the last guest left its disks in order
 	machine     machine
 	repair      bool // disks, even if that loses files
 	clock       *startClock

@@ -98,13 +98,20 @@ func (m *Manager) shutdownGuest(ctx context.Context, v *store.VM, ended end, tim
 	defer agent.Close()
 	askCtx, cancel := context.WithTimeout(ctx, min(agentTime, timeout))
 	defer cancel()
-	if err := agent.Shutdown(askCtx, guest.Shutdown{GraceSeconds: int(timeout.Seconds()/2) + 1}); err != nil {
+	answer, err := agent.Shutdown(askCtx, guest.Shutdown{GraceSeconds: int(timeout.Seconds()/2) + 1})
+	if err != nil {
 		return fmt.Errorf("cannot ask the guest to shut down: %w", err)
 	}
 	if err := fault.Point(ctx, "stop.asked"); err != nil {
 		return err
 	}
-	return awaitEnd(ctx, ended, timeout)
+	if err := awaitEnd(ctx, ended, timeout); err != nil {
+		return err
+	}
+	if answer.Sound {
+		m.noteCleanEnd(v)
+	}
+	return nil
 }
 
 func awaitEnd(ctx context.Context, ended end, timeout time.Duration) error {
@@ -151,10 +158,19 @@ func (m *Manager) cutStopShort(ctx context.Context, id string) error {
 	return m.Helper.Kill(ctx, id)
 }
 
-// kill goes on when its caller leaves, and also when the intent cannot be
-// stored: on a full disk it is what makes room again.
 func (m *Manager) kill(ctx context.Context, v *store.VM, rep Reporter) error {
 	ctx = context.WithoutCancel(ctx)
+	if err := m.killVMM(ctx, v, rep); err != nil {
+		return err
+	}
+	return m.stopped(ctx, v, "")
+}
+
+// killVMM goes on when its caller leaves, and also when the intent cannot be
+// stored: on a full disk it is what makes room again.
+func (m *Manager) killVMM(ctx context.Context, v *store.VM, rep Reporter) error {
+	ended, done := m.watchEnd(v.ID)
+	defer done()
 	before := v.State
 	if err := m.setState(ctx, v, api.StateStopping, ""); err != nil {
 		m.Log.ErrorContext(ctx, "cannot store the intent", "vm", v.ID, "error", err)
@@ -162,7 +178,7 @@ func (m *Manager) kill(ctx context.Context, v *store.VM, rep Reporter) error {
 	rep.Stage("kill", "stopping firecracker")
 	err := fault.Point(ctx, "kill.intent")
 	if err == nil {
-		err = m.Helper.Kill(ctx, v.ID)
+		err = m.killAndWait(ctx, v.ID, ended)
 	}
 	if err == nil {
 		err = fault.Point(ctx, "kill.ended")
@@ -170,7 +186,23 @@ func (m *Manager) kill(ctx context.Context, v *store.VM, rep Reporter) error {
 	if err != nil {
 		return m.notEnded(ctx, v, before, err)
 	}
-	return m.stopped(ctx, v, "")
+	return nil
+}
+
+// killTime is how long the kernel may take to end a VMM, whose memory it frees.
+const killTime = 30 * time.Second
+
+// killAndWait returns when the VMM's processes have ended. What they held is
+// removed by systemd's clean-up, which the next start and the release of the slot
+// wait for. Where nobody can watch the processes, systemd's word is awaited.
+func (m *Manager) killAndWait(ctx context.Context, id string, ended end) error {
+	if ended.gone == nil {
+		return m.Helper.Kill(ctx, id)
+	}
+	if err := m.Helper.BeginKill(ctx, id); err != nil {
+		return err
+	}
+	return awaitEnd(ctx, ended, killTime)
 }
 
 // settle makes a VM that does not run stopped. One left in stopping by a

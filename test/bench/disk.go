@@ -4,15 +4,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"banger/api"
+	"banger/internal/firecracker"
+	"banger/internal/guest"
 	"banger/internal/identity"
 	"banger/internal/paths"
 )
@@ -35,6 +40,9 @@ func (b *bench) newFloor(ctx context.Context, vm api.VM, name string) (*floor, e
 	}
 	if err == nil {
 		err = f.attach(ctx, vm.ID)
+	}
+	if err == nil {
+		err = f.plug(ctx)
 	}
 	if err != nil {
 		return nil, errors.Join(err, f.close(ctx))
@@ -91,6 +99,32 @@ func (f *floor) attach(ctx context.Context, id string) error {
 		return err
 	}
 	f.disk = st.Rdev
+	return nil
+}
+
+// plug makes the floor's tap, which every VM of it has a card on, as banger's have.
+// It is never moved.
+func (f *floor) plug(ctx context.Context) error {
+	tap := "bench-" + f.name
+	sum := fnv.New32a()
+	_, _ = sum.Write([]byte(f.name)) // never fails
+	n := byte(sum.Sum32()) &^ 3
+	host, mac := netip.AddrFrom4([4]byte{172, 31, 255, n + 1}), fmt.Sprintf("02:be:00:00:00:%02x", n)
+	f.address = host.Next()
+	for _, argv := range [][]string{
+		{"ip", "tuntap", "add", "dev", tap, "mode", "tap", "vnet_hdr", "user", strconv.Itoa(f.uid())},
+		{"ip", "address", "add", host.String() + "/30", "dev", tap},
+		{"ip", "link", "set", tap, "up"},
+	} {
+		if err := run(ctx, argv...); err != nil {
+			return err
+		}
+		if argv[1] == "tuntap" {
+			f.undo = append(f.undo, []string{"ip", "link", "delete", tap})
+		}
+	}
+	f.card = firecracker.Card{ID: "eth0", Tap: tap, MAC: mac}
+	f.network = &guest.Network{MAC: mac, Address: f.address.String() + "/30", Gateway: host.String()}
 	return nil
 }
 

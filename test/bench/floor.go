@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -23,7 +24,7 @@ import (
 
 // The floor: what the kernel, the jailer, Firecracker and the guest cost by
 // themselves. It drives them directly, as root, with the same kernel, initrd,
-// image and size; its disk is ready before the clock starts.
+// image, size and devices; its disk and tap are ready before the clock starts.
 type floor struct {
 	name      string
 	record    installed.Record
@@ -35,8 +36,9 @@ type floor struct {
 	vcpu      int
 	memory    int
 	bootArgs  string
-	card      *firecracker.Card // of VMs started from now on
-	network   *guest.Network    // behind it
+	card      firecracker.Card
+	network   *guest.Network // behind the card
+	address   netip.Addr     // of its VMs
 
 	undo  [][]string // commands that take the disk apart, in the order of making
 	count int
@@ -56,7 +58,7 @@ type floorTimes struct{ api, configured, started, ready, output time.Duration }
 func (f *floor) start(ctx context.Context) (vm *floorVM, t floorTimes, err error) {
 	f.count++
 	id := fmt.Sprintf("%012x", f.count)
-	uid := f.record.UIDBase + f.record.UIDCount - 1
+	uid := f.uid()
 	vm = &floorVM{f: f, id: id, root: filepath.Join(f.dir, "firecracker", id, "root")}
 	begun := time.Now()
 	if err := errors.Join(os.MkdirAll(vm.root, 0o755),
@@ -88,7 +90,7 @@ func (f *floor) start(ctx context.Context) (vm *floorVM, t floorTimes, err error
 		fc.SetMachine(ctx, firecracker.Machine{VCPU: f.vcpu, MemoryMiB: f.memory}),
 		fc.SetBoot(ctx, firecracker.Boot{Kernel: "/vmlinux", Initrd: "/initrd", Args: f.bootArgs}),
 		fc.AddDrive(ctx, firecracker.Drive{ID: "rootfs", Path: "/rootfs", Cache: "Writeback"}),
-		f.addCard(ctx, fc),
+		fc.AddCard(ctx, f.card),
 		fc.SetVsock(ctx, firecracker.Vsock{CID: 3, Path: "/run/vsock.sock"})); err != nil {
 		return vm, t, err
 	}
@@ -109,12 +111,8 @@ func (f *floor) start(ctx context.Context) (vm *floorVM, t floorTimes, err error
 	return vm, t, err
 }
 
-func (f *floor) addCard(ctx context.Context, fc *firecracker.Client) error {
-	if f.card == nil {
-		return nil
-	}
-	return fc.AddCard(ctx, *f.card)
-}
+// uid is the last of banger's range.
+func (f *floor) uid() int { return f.record.UIDBase + f.record.UIDCount - 1 }
 
 func (vm *floorVM) dial(ctx context.Context, port uint32) (net.Conn, error) {
 	var d net.Dialer

@@ -70,7 +70,7 @@ func (b *bench) floorLife(ctx context.Context) (ready, shutdown, kill time.Durat
 		return 0, 0, 0, errors.Join(err, vm.stop())
 	}
 	begun := time.Now()
-	if err := agent.Shutdown(ctx, guest.Shutdown{GraceSeconds: 5}); err != nil {
+	if _, err := agent.Shutdown(ctx, guest.Shutdown{GraceSeconds: 5}); err != nil {
 		return 0, 0, 0, errors.Join(err, vm.stop())
 	}
 	if err := vm.cmd.Wait(); err != nil {

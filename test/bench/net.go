@@ -11,43 +11,19 @@ import (
 	"os"
 	"strconv"
 	"time"
-
-	"banger/internal/firecracker"
-	"banger/internal/guest"
 )
 
 const (
 	sinkPort    = 5201
 	sinkProgram = "/bin/bench" // this one, in the small image
 	sample      = 48 << 20     // bytes sent for one figure
-
-	floorTap   = "bench-tap"
-	floorHost  = "172.31.255.1"
-	floorGuest = "172.31.255.2"
 )
 
 // network compares the throughput of a VM's tap, which was moved out of a network
 // namespace and is a port of the bridge behind its rules, with that of a tap that
 // always was where it is. TCP both ways; the host opens the connections.
 func (b *bench) network(ctx context.Context) ([]row, error) {
-	f := b.small
-	const mac = "02:be:00:00:00:02"
-	for _, argv := range [][]string{
-		{"ip", "tuntap", "add", "dev", floorTap, "mode", "tap", "vnet_hdr", "user", strconv.Itoa(b.record.UIDBase + b.record.UIDCount - 1)},
-		{"ip", "address", "add", floorHost + "/30", "dev", floorTap},
-		{"ip", "link", "set", floorTap, "up"},
-	} {
-		if err := run(ctx, argv...); err != nil {
-			return nil, err
-		}
-		if argv[1] == "tuntap" {
-			f.undo = append(f.undo, []string{"ip", "link", "delete", floorTap})
-		}
-	}
-	f.card = &firecracker.Card{ID: "eth0", Tap: floorTap, MAC: mac}
-	f.network = &guest.Network{MAC: mac, Address: floorGuest + "/30", Gateway: floorHost}
-	defer func() { f.card, f.network = nil, nil }()
-	vm, _, err := f.start(ctx)
+	vm, _, err := b.small.start(ctx)
 	defer func() { _ = vm.stop() }()
 	if err != nil {
 		return nil, fmt.Errorf("floor: %w", err)
@@ -74,8 +50,8 @@ func (b *bench) network(ctx context.Context) ([]row, error) {
 	figures := map[string][]time.Duration{}
 	for range b.runs {
 		for _, way := range []string{"to", "from"} {
-			for who, addr := range map[string]string{"floor": floorGuest, "banger": ours.String()} {
-				d, err := transfer(ctx, addr, way == "from")
+			for who, addr := range map[string]netip.Addr{"floor": b.small.address, "banger": ours} {
+				d, err := transfer(ctx, addr.String(), way == "from")
 				if err != nil {
 					return nil, fmt.Errorf("%s, %s the guest: %w", who, way, err)
 				}

@@ -20,18 +20,36 @@ const defaultGrace = 10 * time.Second
 
 // postShutdown only notes the wish; end acts on it when the answer has left.
 // Asking again changes nothing.
-func (s *server) postShutdown(sh guest.Shutdown) (struct{}, error) {
+func (s *server) postShutdown(sh guest.Shutdown) (guest.Ending, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	answer := guest.Ending{Sound: soundDisks("/sys/fs/ext4")}
 	if s.phase == guest.PhaseEnding {
-		return struct{}{}, nil
+		return answer, nil
 	}
 	s.phase = guest.PhaseEnding
 	s.grace = defaultGrace
 	if sh.GraceSeconds > 0 {
 		s.grace = time.Duration(sh.GraceSeconds) * time.Second
 	}
-	return struct{}{}, nil
+	return answer, nil
+}
+
+// soundDisks reports whether the kernel has noted no error on any mounted ext4,
+// in this run or an earlier one: the count is kept on the disk until e2fsck
+// clears it. Where it cannot be read, there may be one.
+func soundDisks(sysfs string) bool {
+	counts, err := filepath.Glob(filepath.Join(sysfs, "*", "errors_count"))
+	if err != nil || len(counts) == 0 {
+		return false
+	}
+	for _, path := range counts {
+		raw, err := os.ReadFile(path)
+		if err != nil || strings.TrimSpace(string(raw)) != "0" {
+			return false
+		}
+	}
+	return true
 }
 
 // end makes the guest reboot, if that was asked for: by pid 1 where that is

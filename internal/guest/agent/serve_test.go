@@ -2,6 +2,8 @@ package agent
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -137,5 +139,27 @@ func TestOrdersToEnd(t *testing.T) {
 	awaitEnd(pid1, orders)
 	if _, ok := <-orders; ok {
 		t.Error("a serving process that is gone gave an order")
+	}
+}
+
+func TestSoundDisks(t *testing.T) {
+	dir := t.TempDir()
+	if soundDisks(dir) {
+		t.Error("nothing is known of any disk")
+	}
+	count := func(disk, n string) {
+		if err := errors.Join(os.MkdirAll(filepath.Join(dir, disk), 0o700),
+			os.WriteFile(filepath.Join(dir, disk, "errors_count"), []byte(n+"\n"), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	count("vda", "0")
+	count("vdb", "0")
+	if !soundDisks(dir) {
+		t.Error("two disks without errors")
+	}
+	count("vdb", "1")
+	if soundDisks(dir) {
+		t.Error("one with an error")
 	}
 }

@@ -288,9 +288,12 @@ func (s *Server) handover(ctx context.Context, r helper.VMRequest) (helper.Empty
 // kill ends the VMM and returns when its unit, cleanup included, has ended, or
 // if there is none. It takes no lock and needs no slot, and so works at any
 // time; the unit's name is made from the id and can be no other's.
-func (s *Server) kill(ctx context.Context, r helper.VMRequest) (helper.Empty, error) {
+func (s *Server) kill(ctx context.Context, r helper.KillRequest) (helper.Empty, error) {
 	ctx, cancel := context.WithTimeout(ctx, stopTime)
 	defer cancel()
+	if r.NoWait {
+		return helper.Empty{}, s.units.stop(ctx, r.ID)
+	}
 	return helper.Empty{}, stopUnit(ctx, s.units, r.ID)
 }
 

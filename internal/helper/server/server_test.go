@@ -288,7 +288,7 @@ func TestKillWaitsForCleanupWithoutItsLock(t *testing.T) {
 		}
 		u.set(id, unitGone)
 	}
-	if _, err := s.kill(t.Context(), helper.VMRequest{ID: idA}); err != nil {
+	if _, err := s.kill(t.Context(), helper.KillRequest{ID: idA}); err != nil {
 		t.Fatal(err)
 	}
 	if p, _ := u.phase(t.Context(), idA); p != unitGone {
