@@ -35,23 +35,20 @@ func (m *Manager) Delete(ctx context.Context, id string, force bool, rep Reporte
 
 func (m *Manager) remove(ctx context.Context, v *store.VM, rep Reporter) error {
 	ctx = context.WithoutCancel(ctx) // half a delete is no use to anybody
-	erase := m.erase
+	var err error
 	switch v.State {
 	case api.StateRunning, api.StatePaused:
-		if err := m.killVMM(ctx, v, rep); err != nil {
-			return err
-		}
-		if err := m.cleanupCapabilities(ctx, v); err != nil {
-			return errors.Join(err, m.setState(ctx, v, api.StateStopped, ""))
-		}
-		erase = m.eraseSoon
+		err = m.removeRunning(ctx, v, rep)
 	case api.StateStarting, api.StateStopping, api.StateFailed:
 		if err := m.clear(ctx, v); err != nil {
 			return err
 		}
+		fallthrough
+	default:
+		rep.Stage("remove", "removing the disk")
+		err = m.erase(ctx, v)
 	}
-	rep.Stage("remove", "removing the disk")
-	if err := erase(ctx, v); err != nil {
+	if err != nil {
 		return err
 	}
 	m.leaveGuest(v.ID)
@@ -71,18 +68,31 @@ const doomed = ".deleted-"
 
 func (m *Manager) doomedDir(id string) string { return filepath.Join(m.StateDir, "vms", doomed+id) }
 
-// eraseSoon is erase for a VM whose VMM has just ended: systemd still cleans up
-// behind it, so only the record goes now, and the rest when that is over.
-func (m *Manager) eraseSoon(ctx context.Context, v *store.VM) error {
+// removeRunning kills a VMM and removes the record. The rest follows behind the
+// answer, since systemd still cleans up. The new name of the directory is also the
+// intent of the kill: one write to the store less on the way.
+func (m *Manager) removeRunning(ctx context.Context, v *store.VM, rep Reporter) error {
+	ended, done := m.watchEnd(v.ID)
+	defer done()
 	dir, aside := m.dir(v), m.doomedDir(v.ID)
-	if err := os.Rename(dir, aside); err != nil {
-		return m.erase(ctx, v)
+	err := os.Rename(dir, aside)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // by a delete that bangerd's end cut off
+		return fmt.Errorf("cannot remove the directory of VM %q: %w", v.Name, err)
 	}
-	err := fault.Point(ctx, "delete.aside")
+	rep.Stage("kill", "stopping firecracker")
+	if err := m.killVMM(ctx, v.ID, ended); err != nil {
+		return errors.Join(m.notEnded(ctx, v, v.State, err), os.Rename(aside, dir))
+	}
+	rep.Stage("remove", "removing the disk")
+	err = m.cleanupCapabilities(ctx, v)
+	if err == nil {
+		err = fault.Point(ctx, "delete.aside")
+	}
 	if err == nil {
 		err = m.Store.DeleteVM(ctx, v.ID)
 	}
-	if err != nil { // a disk that is too full for it, say
+	if err != nil { // a disk that is too full for it, say: then its room is made first
+		m.Log.WarnContext(ctx, "cannot remove the record before the disks", "vm", v.ID, "error", errors.Join(err, m.stopped(ctx, v, "")))
 		return errors.Join(os.Rename(aside, dir), m.erase(ctx, v))
 	}
 	m.tasks.Go(func() { m.sweepUntilDone(v.ID) })

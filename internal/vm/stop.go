@@ -158,17 +158,10 @@ func (m *Manager) cutStopShort(ctx context.Context, id string) error {
 	return m.Helper.Kill(ctx, id)
 }
 
+// kill goes on when its caller leaves, and also when the intent cannot be
+// stored: on a full disk it is what makes room again.
 func (m *Manager) kill(ctx context.Context, v *store.VM, rep Reporter) error {
 	ctx = context.WithoutCancel(ctx)
-	if err := m.killVMM(ctx, v, rep); err != nil {
-		return err
-	}
-	return m.stopped(ctx, v, "")
-}
-
-// killVMM goes on when its caller leaves, and also when the intent cannot be
-// stored: on a full disk it is what makes room again.
-func (m *Manager) killVMM(ctx context.Context, v *store.VM, rep Reporter) error {
 	ended, done := m.watchEnd(v.ID)
 	defer done()
 	before := v.State
@@ -176,33 +169,33 @@ func (m *Manager) killVMM(ctx context.Context, v *store.VM, rep Reporter) error 
 		m.Log.ErrorContext(ctx, "cannot store the intent", "vm", v.ID, "error", err)
 	}
 	rep.Stage("kill", "stopping firecracker")
-	err := fault.Point(ctx, "kill.intent")
-	if err == nil {
-		err = m.killAndWait(ctx, v.ID, ended)
-	}
-	if err == nil {
-		err = fault.Point(ctx, "kill.ended")
-	}
-	if err != nil {
+	if err := m.killVMM(ctx, v.ID, ended); err != nil {
 		return m.notEnded(ctx, v, before, err)
 	}
-	return nil
+	return m.stopped(ctx, v, "")
 }
 
 // killTime is how long the kernel may take to end a VMM, whose memory it frees.
 const killTime = 30 * time.Second
 
-// killAndWait returns when the VMM's processes have ended. What they held is
-// removed by systemd's clean-up, which the next start and the release of the slot
-// wait for. Where nobody can watch the processes, systemd's word is awaited.
-func (m *Manager) killAndWait(ctx context.Context, id string, ended end) error {
-	if ended.gone == nil {
-		return m.Helper.Kill(ctx, id)
+// killVMM returns when the VMM's processes have ended. What they held is removed by
+// systemd's clean-up, which the next start and the release of the slot wait for.
+// Where nobody can watch the processes, systemd's word is awaited.
+func (m *Manager) killVMM(ctx context.Context, id string, ended end) error {
+	err := fault.Point(ctx, "kill.intent")
+	switch {
+	case err != nil:
+	case ended.gone == nil:
+		err = m.Helper.Kill(ctx, id)
+	default:
+		if err = m.Helper.BeginKill(ctx, id); err == nil {
+			err = awaitEnd(ctx, ended, killTime)
+		}
 	}
-	if err := m.Helper.BeginKill(ctx, id); err != nil {
+	if err != nil {
 		return err
 	}
-	return awaitEnd(ctx, ended, killTime)
+	return fault.Point(ctx, "kill.ended")
 }
 
 // settle makes a VM that does not run stopped. One left in stopping by a

@@ -292,7 +292,7 @@ func (s *Server) kill(ctx context.Context, r helper.KillRequest) (helper.Empty, 
 	ctx, cancel := context.WithTimeout(ctx, stopTime)
 	defer cancel()
 	if r.NoWait {
-		return helper.Empty{}, s.units.stop(ctx, r.ID)
+		return helper.Empty{}, s.units.kill(ctx, r.ID)
 	}
 	return helper.Empty{}, stopUnit(ctx, s.units, r.ID)
 }

@@ -72,6 +72,8 @@ func (u *fakeUnits) stop(_ context.Context, id string) error {
 	return nil
 }
 
+func (u *fakeUnits) kill(ctx context.Context, id string) error { return u.stop(ctx, id) }
+
 func (u *fakeUnits) watch(_ context.Context, id string) (unitWatch, error) {
 	return fakeWatch{u, id}, nil
 }

@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
 
 	"banger/api"
 )
@@ -49,6 +50,8 @@ type units interface {
 	// start queues the start and returns; watch from before.
 	start(ctx context.Context, id string, settings []property) error
 	stop(ctx context.Context, id string) error
+	// kill is the quickest way to the end of a unit that runs.
+	kill(ctx context.Context, id string) error
 	watch(ctx context.Context, id string) (unitWatch, error)
 }
 
@@ -276,6 +279,16 @@ func (s *systemd) stop(ctx context.Context, id string) error {
 	return s.tell(ctx, id, "StopUnit", "replace")
 }
 
+// kill sends SIGKILL to the main process, without a job. Only to that one: a
+// clean-up that is at work in the unit has to go on. A unit without a main process,
+// as in its first moments, is stopped.
+func (s *systemd) kill(ctx context.Context, id string) error {
+	if s.tell(ctx, id, "KillUnit", "main", int32(unix.SIGKILL)) == nil {
+		return nil
+	}
+	return s.stop(ctx, id)
+}
+
 func (s *systemd) forget(ctx context.Context, id string) error {
 	return s.tell(ctx, id, "ResetFailedUnit")
 }
@@ -301,7 +314,8 @@ type systemdWatch struct {
 	conn    *dbus.Conn
 	id      string
 	signals chan *dbus.Signal
-	rules   [][]dbus.MatchOption
+	rules   []string
+	asked   chan *dbus.Call // the bus' answers to the rules, nil once they were read
 }
 
 func (s *systemd) watch(ctx context.Context, id string) (unitWatch, error) {
@@ -309,30 +323,51 @@ func (s *systemd) watch(ctx context.Context, id string) (unitWatch, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &systemdWatch{s: s, conn: conn, id: id, signals: make(chan *dbus.Signal, 16), rules: [][]dbus.MatchOption{
-		{dbus.WithMatchInterface("org.freedesktop.DBus.Properties"), dbus.WithMatchMember("PropertiesChanged"), dbus.WithMatchObjectPath(s.path(id))},
-		{dbus.WithMatchInterface(managerIface), dbus.WithMatchMember("UnitRemoved"), dbus.WithMatchArg(0, s.name(id))},
+	w := &systemdWatch{s: s, conn: conn, id: id, signals: make(chan *dbus.Signal, 16), rules: []string{
+		fmt.Sprintf("type='signal',interface='org.freedesktop.DBus.Properties',member='PropertiesChanged',path='%s'", s.path(id)),
+		fmt.Sprintf("type='signal',interface='%s',member='UnitRemoved',arg0='%s'", managerIface, s.name(id)),
 	}}
 	conn.Signal(w.signals)
-	for i, rule := range w.rules {
-		if err := conn.AddMatchSignalContext(ctx, rule...); err != nil {
-			w.rules = w.rules[:i]
-			w.close()
-			return nil, fmt.Errorf("cannot watch %s: %w", s.name(id), err)
-		}
+	// The bus takes messages in their order, so whatever is asked of systemd next
+	// comes after the rules, and nobody has to wait for their answers before.
+	w.asked = make(chan *dbus.Call, len(w.rules))
+	for _, rule := range w.rules {
+		conn.BusObject().GoWithContext(ctx, "org.freedesktop.DBus.AddMatch", 0, w.asked, rule)
 	}
 	return w, nil
+}
+
+// watching returns when the bus has taken the rules.
+func (w *systemdWatch) watching(ctx context.Context) error {
+	if w.asked == nil {
+		return nil
+	}
+	for range w.rules {
+		select {
+		case c := <-w.asked:
+			if c.Err != nil {
+				return fmt.Errorf("cannot watch %s: %w", w.s.name(w.id), c.Err)
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	w.asked = nil
+	return nil
 }
 
 func (w *systemdWatch) close() {
 	w.conn.RemoveSignal(w.signals)
 	for _, rule := range w.rules {
 		// Fails only if the bus is gone, and the rules with it.
-		_ = w.conn.RemoveMatchSignal(rule...)
+		w.conn.BusObject().Go("org.freedesktop.DBus.RemoveMatch", dbus.FlagNoReplyExpected, nil, rule)
 	}
 }
 
 func (w *systemdWatch) await(ctx context.Context, accept func(phase) bool, wake <-chan struct{}) (phase, error) {
+	if err := w.watching(ctx); err != nil {
+		return unitGone, err
+	}
 	for {
 		p, err := w.s.phase(ctx, w.id)
 		if err != nil || accept(p) {
