@@ -104,6 +104,7 @@ func (d *Daemon) leftovers(ctx context.Context, f helper.HostFacts) (kernel, fil
 		return nil, nil, err
 	}
 	kernel.Forget(known)
+	d.host.ForgetEnded(kernel)
 	files.Forget(known)
 	return kernel, files, nil
 }

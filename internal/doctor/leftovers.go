@@ -1,7 +1,9 @@
 package doctor
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -33,7 +35,14 @@ var traces = []trace{
 	{what: "disk", pattern: "/sys/block/dm-*/dm/name", before: []string{"fc-rootfs-", "fc-work-"}, inFile: true},
 	{what: "unit", pattern: "/sys/fs/cgroup/banger.slice/banger-*.service", before: []string{"banger-vm-", "banger-fsck-"}, after: ".service"},
 	{what: "directory", pattern: paths.StateDir + "/vms/*", before: []string{""}, disk: true},
+	{what: deleted, pattern: paths.StateDir + "/vms/.*", before: []string{doomed}},
 }
+
+// A delete renames the VM's directory first, which nobody wants any more.
+const (
+	doomed  = ".deleted-"
+	deleted = "directory of a delete"
+)
 
 // id finds the VM's id in a name.
 func (t trace) id(name string) (string, bool) {
@@ -95,6 +104,18 @@ func (l Leftovers) Forget(known []string) {
 	}
 }
 
+// ForgetEnded drops VMs whose delete has ended meanwhile: there the directory
+// goes after the record.
+func (h Host) ForgetEnded(l Leftovers) {
+	maps.DeleteFunc(l, func(id string, what []string) bool {
+		if !slices.Equal(what, []string{deleted}) {
+			return false
+		}
+		_, err := os.Lstat(h.at(paths.StateDir + "/vms/" + doomed + id))
+		return errors.Is(err, fs.ErrNotExist)
+	})
+}
+
 // IDs are the VMs', in order.
 func (l Leftovers) IDs() []string { return slices.Sorted(maps.Keys(l)) }
 
@@ -111,7 +132,7 @@ func JudgeLeftovers(kernel, files Leftovers) Finding {
 	switch {
 	case len(kernel) > 0:
 		f := Warn("banger doctor --fix", "something is left of %s", kernel.list())
-		f.Repair = "end what is left of " + list(kernel.IDs()) + ", remove its jails, disks and taps, and free its slots"
+		f.Repair = "end what is left of " + list(kernel.IDs()) + ", remove its jails, disks, taps and deleted directories, and free its slots"
 		return f
 	case len(files) > 0:
 		return Warn("look into them, and remove them", "directories in %s/vms belong to no VM: %s", paths.StateDir, list(files.IDs()))

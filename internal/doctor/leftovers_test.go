@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -14,6 +15,7 @@ const (
 	idA = "0123456789ab"
 	idB = "ba9876543210"
 	idC = "cccccccccccc"
+	idD = "dddddddddddd"
 )
 
 func TestLeftovers(t *testing.T) {
@@ -25,6 +27,8 @@ func TestLeftovers(t *testing.T) {
 		"/sys/block/dm-1/dm/name":                                    "vg-root\n",
 		"/sys/block/dm-2/dm/name":                                    "fc-work-" + idB + "\n",
 		paths.StateDir + "/vms/" + idC + "/":                         "",
+		paths.StateDir + "/vms/.deleted-" + idD + "/":                "",
+		paths.StateDir + "/vms/.deleted-x/":                          "",
 		"/sys/fs/cgroup/banger.slice/banger-vm-" + idB + ".service/": "",
 		"/sys/fs/cgroup/banger.slice/banger-vm-../../etc.service/":   "",
 	})
@@ -32,13 +36,21 @@ func TestLeftovers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !slices.Equal(kernel.IDs(), []string{idA, idB}) || !slices.Equal(files.IDs(), []string{idC}) {
+	if !slices.Equal(kernel.IDs(), []string{idA, idB, idD}) || !slices.Equal(files.IDs(), []string{idC}) {
 		t.Fatalf("kernel %v, files %v", kernel, files)
 	}
 	if got := strings.Join(kernel[idB], " "); got != "slot jail disk unit" {
 		t.Errorf("of B: %s", got)
 	}
 	kernel.Forget([]string{idB})
+	h.ForgetEnded(kernel)
+	check(t, "a delete that was cut off", JudgeLeftovers(Leftovers{idD: kernel[idD]}, files), api.CheckWarn, "VM "+idD+" (directory of a delete)")
+	if err := os.Remove(h.at(paths.StateDir + "/vms/.deleted-" + idD)); err != nil {
+		t.Fatal(err)
+	}
+	if h.ForgetEnded(kernel); !slices.Equal(kernel.IDs(), []string{idA}) {
+		t.Errorf("a delete that ended meanwhile: %v", kernel)
+	}
 	f := JudgeLeftovers(kernel, files)
 	check(t, "A is left", f, api.CheckWarn, "VM "+idA+" (slot, tap, disk)")
 	if !strings.Contains(f.Repair, idA) || strings.Contains(f.Repair, idC) {

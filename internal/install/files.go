@@ -250,6 +250,9 @@ func (h *host) refuseOtherOwner(own owner) error {
 		if err != nil {
 			return fmt.Errorf("cannot examine %s: %w", d.path, err)
 		}
+		if int(st.Uid) == h.rootUID && isEmpty(h.at(d.path)) { // see makeDir
+			continue
+		}
 		if int(st.Uid) != own.uid {
 			return api.Conflict("cannot install banger for %s: %s belongs to uid %d", own.name, d.path, st.Uid).
 				WithHint("install it for that user, or remove what is there with `banger system uninstall --purge`")
@@ -316,10 +319,41 @@ func replaceFile(path string, mode fs.FileMode, uid, gid int, fill func(io.Write
 	return errors.Join(dir.Sync(), dir.Close())
 }
 
+// makeEtc makes the directory of the manifest, the only thing that cannot be
+// noted before it is there. An empty one is what a run left that was killed.
+func (h *host) makeEtc(m *manifest) error {
+	mine, err := h.dirIsOurs(m, etcDir)
+	if err != nil {
+		return err
+	}
+	if mine {
+		m.note(etcDir)
+	}
+	return h.makeDir(directory{path: etcDir, mode: 0o755})
+}
+
+// announceDirs notes the directories that are about to be made.
+func (h *host) announceDirs(m *manifest, dirs []directory) error {
+	for _, d := range dirs {
+		switch _, err := os.Lstat(h.at(d.path)); {
+		case errors.Is(err, fs.ErrNotExist), err == nil && slices.Contains(stateDirs, d.path): // it is empty, see dirIsOurs
+			m.note(d.path)
+		case err != nil:
+			return fmt.Errorf("cannot examine %s: %w", d.path, err)
+		}
+	}
+	return nil
+}
+
+func isEmpty(dir string) bool {
+	entries, err := os.ReadDir(dir)
+	return err == nil && len(entries) == 0
+}
+
 // makeDir makes a directory or checks the one that is there. Some lie in a
 // directory that the owner controls and could turn against root with a link,
 // so everything after mkdir is done and checked on a descriptor.
-func (h *host) makeDir(m *manifest, want directory) (err error) {
+func (h *host) makeDir(want directory) (err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("cannot make directory %s: %w", want.path, err)
@@ -329,7 +363,7 @@ func (h *host) makeDir(m *manifest, want directory) (err error) {
 	if uid == 0 {
 		uid, gid = h.rootUID, h.rootGID
 	}
-	err = os.Mkdir(h.at(want.path), 0o700)
+	err = os.Mkdir(h.at(want.path), want.mode) // at once as it shall be, should we be killed now; see thisHost
 	made := err == nil
 	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
@@ -346,15 +380,17 @@ func (h *host) makeDir(m *manifest, want directory) (err error) {
 	if err := unix.Fstat(int(d.Fd()), &st); err != nil {
 		return err
 	}
-	if slices.Contains(stateDirs, want.path) {
-		m.note(want.path) // it was empty, see dirIsOurs
-	}
 	switch {
 	case made && int(st.Uid) != h.rootUID:
 		return fmt.Errorf("somebody put another one in its place")
 	case made:
-		m.note(want.path)
+		if err := errors.Join(d.Chown(uid, gid), d.Chmod(want.mode)); err != nil {
+			return err
+		}
 		h.say("made %s", want.path)
+		return nil
+	case int(st.Uid) == h.rootUID && uid != h.rootUID && isEmpty(fmt.Sprintf("/proc/self/fd/%d", d.Fd())):
+		// A run was killed between two of these calls.
 		return errors.Join(d.Chown(uid, gid), d.Chmod(want.mode))
 	case int(st.Uid) != uid:
 		return fmt.Errorf("it belongs to uid %d, want %d", st.Uid, uid)

@@ -173,7 +173,10 @@ func (f *fakeHost) RoundTrip(r *http.Request) (*http.Response, error) {
 }
 
 // command is systemctl, getent and modprobe.
-func (f *fakeHost) command(_ context.Context, argv ...string) (string, error) {
+func (f *fakeHost) command(ctx context.Context, argv ...string) (string, error) {
+	if err := ctx.Err(); err != nil {
+		return "", err
+	}
 	if f.fail != nil {
 		if err := f.fail(argv); err != nil {
 			return "", err

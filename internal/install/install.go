@@ -67,6 +67,7 @@ func thisHost(out io.Writer) (*host, error) {
 		return nil, api.Problemf(http.StatusForbidden, api.CodeForbidden, "cannot change the system's installation: root is needed").
 			WithHint("repeat the command with sudo")
 	}
+	unix.Umask(0o022) // of a person who has another one: see makeDir
 	return realHost(out), nil
 }
 
@@ -144,7 +145,7 @@ func (h *host) check() error {
 	if runtime.GOARCH != "amd64" {
 		return prerequisite("the architecture %s is not supported", runtime.GOARCH).WithHint("use an x86-64 host")
 	}
-	if _, err := os.Stat(h.at("/run/systemd/system")); err != nil {
+	if !h.booted() {
 		return prerequisite("systemd does not run here").WithHint("banger needs a host booted by systemd; in a container use `banger machine`")
 	}
 	if _, err := os.Stat(h.at("/sys/fs/cgroup/cgroup.controllers")); err != nil {
@@ -169,27 +170,28 @@ func (h *host) lock() (unlock func() error, err error) {
 // write makes everything of the installation that lies on a disk, and returns
 // the paths of the files that are newer than the running services.
 func (h *host) write(ctx context.Context, m *manifest, ids idChoice, w wanted, own owner) (map[string]bool, error) {
-	if err := h.makeDir(m, directory{path: etcDir, mode: 0o755}); err != nil {
+	if err := h.makeEtc(m); err != nil {
 		return nil, err
 	}
 	todo, err := h.outdated(w.files)
 	if err != nil {
 		return nil, err
 	}
-	m.announce(todo, ids.lines())
+	dirs := h.directories(own, w.files)
+	if err := h.announceDirs(m, dirs); err != nil {
+		return nil, err
+	}
+	m.announce(todo, w.packaged, ids.lines())
 	if err := h.saveManifest(m); err != nil {
 		return nil, err
 	}
 	if err := h.reserveRange(ctx, ids); err != nil {
 		return nil, err
 	}
-	for _, d := range h.directories(own, w.files) {
-		if err := h.makeDir(m, d); err != nil {
-			return nil, errors.Join(err, h.saveManifest(m))
+	for _, d := range dirs {
+		if err := h.makeDir(d); err != nil {
+			return nil, err
 		}
-	}
-	if err := h.saveManifest(m); err != nil {
-		return nil, err
 	}
 	changed := map[string]bool{}
 	for _, f := range todo {

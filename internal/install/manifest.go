@@ -22,7 +22,7 @@ type manifest struct {
 	// Lines maps /etc/subuid and /etc/subgid to the line added there.
 	Lines map[string]string `json:"lines,omitempty"`
 	// Package maps a package's file to what it was when services were last
-	// brought up to date.
+	// brought up to date; to nothing, if they never were.
 	Package map[string]string `json:"package,omitempty"`
 	// Pending are files that were announced since services were last brought
 	// up to date.
@@ -85,8 +85,17 @@ func (h *host) saveManifest(m *manifest) error {
 
 func (m *manifest) empty() bool { return len(m.Files)+len(m.Dirs)+len(m.Lines) == 0 }
 
-// announce notes what is about to be written.
-func (m *manifest) announce(files []file, lines map[string]string) {
+// announce notes what is about to be written, and what of a package is about to
+// be brought up: an uninstall has to stop it, however far that came.
+func (m *manifest) announce(files, packaged []file, lines map[string]string) {
+	for _, f := range packaged {
+		if m.Package == nil {
+			m.Package = map[string]string{}
+		}
+		if _, known := m.Package[f.path]; !known {
+			m.Package[f.path] = ""
+		}
+	}
 	for _, f := range files {
 		sums := slices.DeleteFunc(m.Files[f.path], func(s string) bool { return s == f.sum })
 		m.Files[f.path] = append(sums, f.sum)
@@ -117,7 +126,10 @@ func (m *manifest) settle(packaged []file) {
 func (m *manifest) wrote(path, sum string) bool { return slices.Contains(m.Files[path], sum) }
 
 // has reports whether the file is one of ours or of our package.
-func (m *manifest) has(path string) bool { return len(m.Files[path]) > 0 || m.Package[path] != "" }
+func (m *manifest) has(path string) bool {
+	_, packaged := m.Package[path]
+	return packaged || len(m.Files[path]) > 0
+}
 
 func (m *manifest) made(dir string) bool { return slices.Contains(m.Dirs, dir) }
 

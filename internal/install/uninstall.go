@@ -73,6 +73,9 @@ func (h *host) uninstall(ctx context.Context, purge bool) (err error) {
 // again, then the VMs that are left, whose end still needs the helper, then
 // the rest.
 func (h *host) stopAll(ctx context.Context, m *manifest) error {
+	if !h.booted() {
+		return h.disable(ctx, m)
+	}
 	for _, units := range [][]string{
 		h.present(m, guestsUnit),
 		h.present(m, "bangerd.socket", dnsSocket, "bangerd.service"),
@@ -90,6 +93,18 @@ func (h *host) stopAll(ctx context.Context, m *manifest) error {
 			h.say("warning: cannot remove the VMs' bridge and firewall rules: %v", err)
 		}
 	}
+	return h.disable(ctx, m)
+}
+
+// booted tells whether systemd runs here. If not, as in a host's directory that
+// was mounted to be mended, nothing of ours does.
+func (h *host) booted() bool {
+	_, err := os.Stat(h.at("/run/systemd/system"))
+	return err == nil
+}
+
+// disable needs no running systemd: it removes links.
+func (h *host) disable(ctx context.Context, m *manifest) error {
 	if units := h.present(m, guestsUnit, "bangerd.socket", dnsSocket, "bangerd.service", "banger-helper.socket"); len(units) > 0 {
 		if _, err := h.run(ctx, append([]string{"systemctl", "disable", "--quiet"}, units...)...); err != nil {
 			return fmt.Errorf("cannot disable the units: %w", err)
@@ -157,8 +172,10 @@ func (h *host) removeAll(ctx context.Context, m *manifest, purge bool) error {
 			return err
 		}
 	}
-	if _, err := h.run(ctx, "systemctl", "daemon-reload"); err != nil {
-		return fmt.Errorf("cannot make systemd forget the units: %w", err)
+	if h.booted() {
+		if _, err := h.run(ctx, "systemctl", "daemon-reload"); err != nil {
+			return fmt.Errorf("cannot make systemd forget the units: %w", err)
+		}
 	}
 	for _, dir := range []string{daemonRunDir, paths.HelperRunDir} {
 		if err := os.RemoveAll(h.at(dir)); err != nil {

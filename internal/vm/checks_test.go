@@ -82,14 +82,19 @@ func TestClearLeftover(t *testing.T) {
 	}
 	const id = "abcdefabcdef"
 	dir := filepath.Join(m.StateDir, "vms", id)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		t.Fatal(err)
+	for _, d := range []string{dir, m.doomedDir(id) + "/disk"} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := m.ClearLeftover(t.Context(), id); err != nil || !slices.Equal(h.calls, []string{"kill", "cleanup", "release"}) {
 		t.Errorf("%v, %v", err, h.calls)
 	}
 	if _, err := os.Stat(dir); err != nil {
 		t.Errorf("files are a person's to remove: %v", err)
+	}
+	if _, err := os.Stat(m.doomedDir(id)); err == nil {
+		t.Error("what a delete had begun is left")
 	}
 	h.calls, h.fail = nil, map[string]error{"kill": errors.New("no")}
 	if err := m.ClearLeftover(t.Context(), id); err == nil || slices.Contains(h.calls, "release") {

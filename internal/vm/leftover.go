@@ -3,6 +3,8 @@ package vm
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
 
 	"banger/api"
 	"banger/internal/guest"
@@ -10,7 +12,8 @@ import (
 )
 
 // ClearLeftover ends and removes what is left on the host of a VM that no
-// record knows, and frees its slot. It refuses for one that exists.
+// record knows, and frees its slot. It refuses for one that exists. Of its files
+// only those go that a delete had begun to remove.
 func (m *Manager) ClearLeftover(ctx context.Context, id string) error {
 	if !guest.ValidID(id) {
 		return api.BadRequest("%.40q is not a VM's id", id)
@@ -29,5 +32,11 @@ func (m *Manager) ClearLeftover(ctx context.Context, id string) error {
 	if err := m.clear(ctx, &store.VM{ID: id}); err != nil {
 		return err
 	}
-	return m.Helper.Release(ctx, id)
+	if err := m.Helper.Release(ctx, id); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(m.doomedDir(id)); err != nil {
+		return fmt.Errorf("cannot remove what a delete left of VM %s: %w", id, err)
+	}
+	return nil
 }

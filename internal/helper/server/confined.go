@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -23,8 +24,11 @@ func (p Places) checkTree() (err error) {
 	entries, readErr := os.ReadDir(p.Blobs)
 	err = errors.Join(err, readErr)
 	for _, e := range entries {
-		if isSHA256(e.Name()) {
-			err = errors.Join(err, checkOwn(filepath.Join(p.Blobs, e.Name()), unix.S_IFREG, 0o444))
+		if !isSHA256(e.Name()) {
+			continue
+		}
+		if blob := checkOwn(filepath.Join(p.Blobs, e.Name()), unix.S_IFREG, 0o444); !errors.Is(blob, fs.ErrNotExist) { // removed meanwhile
+			err = errors.Join(err, blob)
 		}
 	}
 	if slots := checkOwn(p.Slots, unix.S_IFREG, 0o600); !errors.Is(slots, fs.ErrNotExist) {
@@ -79,40 +83,70 @@ func (p Places) lookAround() (foreign, jails []string, err error) {
 	return foreign, jails, nil
 }
 
-// vmCgroups is where systemd keeps the VMs' units, by Slice=banger.slice.
-const vmCgroups = "/sys/fs/cgroup/banger.slice"
-
 // confinement asks the kernel how each VM's processes are confined.
-func (s *Server) confinement(ids []string) (out []helper.VMM, err error) {
+func (s *Server) confinement(ctx context.Context, ids []string) (out []helper.VMM, err error) {
 	for _, id := range ids {
-		raw, err := os.ReadFile(filepath.Join(vmCgroups, unitName(id), "cgroup.procs"))
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
-			continue // it does not run
-		}
+		v, runs, err := s.confined(ctx, id)
 		if err != nil {
-			return nil, fmt.Errorf("cannot look at the processes of VM %s: %w", id, err)
+			return nil, err
 		}
-		slot, err := s.slots.lookup(id)
-		if err != nil {
-			out = append(out, helper.VMM{ID: id, Weak: err.Error()})
-			continue
+		if runs {
+			out = append(out, v)
 		}
-		v := helper.VMM{ID: id}
-		for pid := range strings.FieldsSeq(string(raw)) {
-			status, err := readProcess(pid)
-			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
-				continue // ended meanwhile
-			}
-			if err != nil {
-				return nil, fmt.Errorf("cannot look at a process of VM %s: %w", id, err)
-			}
-			if weak := weakness(status, slot.UID); status != "" && weak != "" {
-				v.Weak = weak
-			}
-		}
-		out = append(out, v)
 	}
 	return out, nil
+}
+
+// confined looks at one VM. Of one that ends the clean-up, which is root's, is
+// in the same cgroup: what looks weak counts only if the unit still runs then,
+// and the process is still there and weak after that.
+func (s *Server) confined(ctx context.Context, id string) (v helper.VMM, runs bool, err error) {
+	v.ID = id
+	weak, runs, err := s.weakProcesses(id)
+	if err != nil || !runs || len(weak) == 0 {
+		return v, runs, err
+	}
+	if p, err := s.units.phase(ctx, id); err != nil || p != unitRunning {
+		return v, false, err
+	}
+	again, runs, err := s.weakProcesses(id)
+	for pid, text := range again {
+		if weak[pid] != "" {
+			v.Weak = text
+		}
+	}
+	return v, runs, err
+}
+
+// weakProcesses says, by pid, what is weak of a VM's processes; and whether it
+// has a unit at all.
+func (s *Server) weakProcesses(id string) (weak map[string]string, runs bool, err error) {
+	raw, err := os.ReadFile(filepath.Join(s.cgroups, unitName(id), "cgroup.procs"))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, fmt.Errorf("cannot look at the processes of VM %s: %w", id, err)
+	}
+	weak = map[string]string{}
+	slot, err := s.slots.lookup(id)
+	for pid := range strings.FieldsSeq(string(raw)) {
+		if err != nil { // nobody's uid: none is right
+			weak[pid] = err.Error()
+			continue
+		}
+		status, err := readProcess(pid)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+			continue // ended meanwhile
+		}
+		if err != nil {
+			return nil, false, fmt.Errorf("cannot look at a process of VM %s: %w", id, err)
+		}
+		if text := weakness(status, slot.UID); status != "" && text != "" {
+			weak[pid] = text
+		}
+	}
+	return weak, true, nil
 }
 
 // readProcess returns /proc/PID/status; nothing for a thread of the kernel, of

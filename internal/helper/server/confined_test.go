@@ -4,8 +4,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+
+	"banger/internal/helper"
 )
 
 const confinedStatus = "Name:\tfirecracker\nUid:\t200007\t200007\t200007\t200007\nGid:\t200007\t200007\t200007\t200007\nGroups:\t \n" +
@@ -83,9 +86,53 @@ func TestLookAround(t *testing.T) {
 
 func TestConfinementOfWhatDoesNotRun(t *testing.T) {
 	s, _ := testServer(t)
-	got, err := s.confinement([]string{idA})
+	got, err := s.confinement(t.Context(), []string{idA})
 	if err != nil || len(got) != 0 {
 		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// The test's own process stands for one that is not confined.
+func TestConfinementOfWhatEnds(t *testing.T) {
+	s, u := testServer(t)
+	if _, err := s.slots.reserve(idA); err != nil {
+		t.Fatal(err)
+	}
+	s.cgroups = t.TempDir()
+	unit := filepath.Join(s.cgroups, unitName(idA))
+	if err := os.Mkdir(unit, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	look := func(p phase, pids ...string) []helper.VMM {
+		t.Helper()
+		u.set(idA, p)
+		if err := os.WriteFile(filepath.Join(unit, "cgroup.procs"), []byte(strings.Join(pids, "\n")), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got, err := s.confinement(t.Context(), []string{idA})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	const gone = "4194305" // above the highest pid there can be
+	self := strconv.Itoa(os.Getpid())
+	if got := look(unitRunning, gone, self); len(got) != 1 || !strings.Contains(got[0].Weak, "Uid") {
+		t.Errorf("a weak process: %+v", got)
+	}
+	if got := look(unitRunning, gone); len(got) != 1 || got[0].Weak != "" {
+		t.Errorf("a process that is gone: %+v", got)
+	}
+	for _, p := range []phase{unitGone, unitEnded, unitStarting, unitEnding} {
+		if got := look(p, self); len(got) != 0 {
+			t.Errorf("a unit of phase %v: %+v", p, got)
+		}
+	}
+	if err := s.slots.release(idA); err != nil {
+		t.Fatal(err)
+	}
+	if got := look(unitRunning, self); len(got) != 1 || got[0].Weak == "" {
+		t.Errorf("a VM without a slot: %+v", got)
 	}
 }
 

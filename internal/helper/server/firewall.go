@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -57,22 +58,68 @@ func parseChain(r reply) (c chain, ok bool) {
 	return c, true
 }
 
-// rulesNaming are the rules of a table, or of a chain in it, that hold a word.
-func rulesNaming(family byte, table, chainName, word string) (out []reply, err error) {
-	parts := [][]byte{attr(unix.NFTA_RULE_TABLE, cString(table))}
-	if chainName != "" {
-		parts = append(parts, attr(unix.NFTA_RULE_CHAIN, cString(chainName)))
-	}
-	replies, err := ask(unix.NETLINK_NETFILTER, nftMessage(unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, family, parts...))
+// rule of a chain, as the kernel tells it.
+type rule struct {
+	chain string
+	body  []byte // its attributes
+}
+
+func (r rule) holds(word string) bool { return bytes.Contains(r.body, cString(word)) }
+
+func (r rule) leadsTo(chainName string) bool {
+	return bytes.Contains(r.body, attr(unix.NFTA_VERDICT_CHAIN, cString(chainName)))
+}
+
+func listRules(family byte, table string) (out []rule, err error) {
+	replies, err := ask(unix.NETLINK_NETFILTER, nftMessage(unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, family, attr(unix.NFTA_RULE_TABLE, cString(table))))
 	if err != nil {
 		return nil, fmt.Errorf("cannot list the rules of table %s: %w", table, err)
 	}
 	for _, r := range replies {
-		if bytes.Contains(r.body, cString(word)) {
-			out = append(out, r)
+		if len(r.body) > 4 {
+			out = append(out, rule{findText(r.body[4:], unix.NFTA_RULE_CHAIN), r.body[4:]})
 		}
 	}
 	return out, nil
+}
+
+// reached are a chain and those that its rules lead to.
+func reached(from string, names []string, rules []rule) map[string]bool {
+	all := map[string]bool{from: true}
+	for todo := []string{from}; len(todo) > 0; todo = todo[1:] {
+		for _, r := range rules {
+			if r.chain != todo[0] {
+				continue
+			}
+			for _, name := range names {
+				if !all[name] && r.leadsTo(name) {
+					all[name] = true
+					todo = append(todo, name)
+				}
+			}
+		}
+	}
+	return all
+}
+
+// cared tells whether somebody, or we, took care of the bridge in a chain that
+// drops: a rule that its packets come by names it. One in a chain that no rule
+// leads to may be reached by way of a map; nobody is blamed for that.
+func cared(c chain, chains []chain, rules []rule, bridge string) bool {
+	var names []string
+	for _, o := range chains {
+		if o.family == c.family && o.table == c.table {
+			names = append(names, o.name)
+		}
+	}
+	own := reached(c.name, names, rules)
+	others := map[string]bool{}
+	for _, o := range chains {
+		if o.family == c.family && o.table == c.table && o.hook >= 0 {
+			maps.Copy(others, reached(o.name, names, rules))
+		}
+	}
+	return slices.ContainsFunc(rules, func(r rule) bool { return r.holds(bridge) && (own[r.chain] || !others[r.chain]) })
 }
 
 // scan finds out what others drop and does what can be done. It is done again
@@ -119,11 +166,11 @@ func (n *network) judge(ctx context.Context, chains []chain) (warnings []string,
 			continue
 		}
 		docker := c.hook == hookForward && c.family == unix.NFPROTO_IPV4 && has(c.table, dockerChain)
-		named, err := rulesNaming(c.family, c.table, "", bridge)
+		rules, err := listRules(c.family, c.table)
 		switch {
 		case err != nil:
 			return nil, err
-		case len(named) > 0: // an administrator took care, or we did
+		case cared(c, chains, rules, bridge):
 		case docker:
 			if err := n.tellDocker(ctx, c.table); err != nil {
 				return nil, err
@@ -172,12 +219,15 @@ func forgetDocker() (err error) {
 		if c.name != dockerChain || c.family != unix.NFPROTO_IPV4 {
 			continue
 		}
-		rules, one := rulesNaming(c.family, c.table, c.name, tableName)
+		rules, one := listRules(c.family, c.table)
 		err = errors.Join(err, one)
 		for _, r := range rules {
+			if r.chain != c.name || !r.holds(tableName) {
+				continue
+			}
 			err = errors.Join(err, transact(nftMessage(unix.NFT_MSG_DELRULE, unix.NLM_F_ACK, c.family,
 				attr(unix.NFTA_RULE_TABLE, cString(c.table)), attr(unix.NFTA_RULE_CHAIN, cString(c.name)),
-				attr(unix.NFTA_RULE_HANDLE, find(r.body[4:], unix.NFTA_RULE_HANDLE)))))
+				attr(unix.NFTA_RULE_HANDLE, find(r.body, unix.NFTA_RULE_HANDLE)))))
 		}
 	}
 	return err

@@ -49,7 +49,7 @@ func (s *Server) hostCheck(ctx context.Context, _ helper.Empty) (helper.HostFact
 	if f.Slots, err = s.slots.ids(); err != nil {
 		return f, err
 	}
-	f.VMMs, err = s.confinement(f.Jails)
+	f.VMMs, err = s.confinement(ctx, f.Jails)
 	return f, err
 }
 

@@ -329,7 +329,7 @@ func TestLabMended(t *testing.T) {
 func (g *netGuest) objects() string {
 	var rules, elements int
 	for _, family := range tableFamilies {
-		r, err := rulesNaming(family, tableName, "", "")
+		r, err := listRules(family, tableName)
 		if err == nil {
 			rules += len(r)
 		}

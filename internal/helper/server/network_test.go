@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -275,6 +276,32 @@ func TestJudgeGeneration(t *testing.T) {
 		n := &network{good: tt.good, name: "test"}
 		if got := n.judgeGeneration(tt.c, tt.ours); got != tt.broken || n.good != tt.after {
 			t.Errorf("%s: %v, %d", tt.name, got, n.good)
+		}
+	}
+}
+
+// As ufw has it: one table, and what was said of one hook does not count for the other.
+func TestBridgeIsCaredFor(t *testing.T) {
+	input := chain{unix.NFPROTO_IPV4, "filter", "INPUT", hookInput, true}
+	forward := chain{unix.NFPROTO_IPV4, "filter", "FORWARD", hookForward, true}
+	chains := []chain{input, forward, {unix.NFPROTO_INET, "filter", "other", hookForward, true}}
+	for _, name := range []string{"before-input", "user-input", "x-user-input", "user-forward", "by-map"} {
+		chains = append(chains, chain{unix.NFPROTO_IPV4, "filter", name, -1, false})
+	}
+	jump := func(from, to string) rule { return rule{from, attr(unix.NFTA_VERDICT_CHAIN, cString(to))} }
+	names := func(in string) rule { return rule{in, cString("br-fc")} }
+	jumps := []rule{jump("INPUT", "before-input"), jump("before-input", "user-input"), jump("user-input", "before-input"),
+		jump("FORWARD", "user-forward"), jump("FORWARD", "x-user-input")}
+	for in, want := range map[string][2]bool{
+		"": {}, "INPUT": {true, false}, "user-input": {true, false}, "user-forward": {false, true},
+		"x-user-input": {false, true}, "by-map": {true, true},
+	} {
+		rules := jumps
+		if in != "" {
+			rules = append(slices.Clone(jumps), names(in))
+		}
+		if got := [2]bool{cared(input, chains, rules, "br-fc"), cared(forward, chains, rules, "br-fc")}; got != want {
+			t.Errorf("named in %q: input, forward = %v, want %v", in, got, want)
 		}
 	}
 }

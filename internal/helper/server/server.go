@@ -41,6 +41,7 @@ type Server struct {
 	units    units
 	checks   checkUnits
 	net      *network
+	cgroups  string        // of the VMs' units
 	blobTurn chan struct{} // held while a blob is stored
 	pid      int
 
@@ -70,6 +71,7 @@ func New(record installed.Record, p Places) (*Server, error) {
 		units:    vms,
 		checks:   checks,
 		net:      n,
+		cgroups:  "/sys/fs/cgroup/banger.slice", // by Slice=banger.slice
 		blobTurn: make(chan struct{}, 1),
 		pid:      os.Getpid(),
 		netns:    map[string]*os.File{},
