@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -42,6 +43,7 @@ type Server struct {
 	checks   checkUnits
 	net      *network
 	blobTurn chan struct{} // held while a blob is stored
+	long     chan struct{} // held while a long request arrives
 	pid      int
 
 	mu    sync.Mutex
@@ -71,6 +73,7 @@ func New(record installed.Record, p Places) (*Server, error) {
 		checks:   checks,
 		net:      n,
 		blobTurn: make(chan struct{}, 1),
+		long:     make(chan struct{}, maxLong),
 		pid:      os.Getpid(),
 		netns:    map[string]*os.File{},
 	}, nil
@@ -79,10 +82,7 @@ func New(record installed.Record, p Places) (*Server, error) {
 // Serve answers requests until ctx ends, or until there has been nothing to do
 // for a while and no VM is left. It waits for requests under way.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
-	// One request for each connection: a caller never holds a connection of a
-	// helper that has gone meanwhile.
-	srv := jsonhttp.NewServer(jsonhttp.OnlyUIDs(s.Handler(), uint32(s.record.UID)))
-	srv.SetKeepAlivesEnabled(false)
+	srv := s.httpServer()
 	failed := make(chan error, 2)
 	go func() { failed <- srv.Serve(l) }()
 	watchCtx, stopWatch := context.WithCancel(ctx)
@@ -108,6 +108,15 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	drain, cancel := context.WithTimeout(context.Background(), drainTime)
 	defer cancel()
 	return srv.Shutdown(drain)
+}
+
+// httpServer serves one request for each connection: a caller never holds a
+// connection of a helper that has gone meanwhile.
+func (s *Server) httpServer() *http.Server {
+	srv := jsonhttp.NewServer(jsonhttp.OnlyUIDs(s.Handler(), uint32(s.record.UID)))
+	srv.SetKeepAlivesEnabled(false)
+	jsonhttp.LimitConns(srv, maxConns)
+	return srv
 }
 
 // idle reports whether nobody would miss this process. A jail stands for a VM.
