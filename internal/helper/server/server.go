@@ -43,6 +43,7 @@ type Server struct {
 	checks   checkUnits
 	net      *network
 	blobTurn chan struct{} // held while a blob is stored
+	hostTurn chan struct{} // held while host.check runs its programs
 	long     chan struct{} // held while a long request arrives
 	pid      int
 
@@ -73,6 +74,7 @@ func New(record installed.Record, p Places) (*Server, error) {
 		checks:   checks,
 		net:      n,
 		blobTurn: make(chan struct{}, 1),
+		hostTurn: make(chan struct{}, 1),
 		long:     make(chan struct{}, maxLong),
 		pid:      os.Getpid(),
 		netns:    map[string]*os.File{},
