@@ -135,10 +135,15 @@ func (d *Daemon) watchSpace() {
 	d.tasks.Go(func() { guard.Run(d.ending) })
 }
 
+// maxConns is how many connections a user may have to bangerd: a few for each
+// VM, for leases and those who watch. A session in a guest does not count.
+const maxConns = 4096
+
 // Serve answers on l until the context ends, then lets the open requests
 // finish and cancels the operations that are under way.
 func (d *Daemon) Serve(ctx context.Context, l net.Listener) error {
 	d.server = jsonhttp.NewServer(jsonhttp.OnlyUIDs(d.routes(), uint32(d.record.UID)))
+	jsonhttp.LimitConns(d.server, maxConns)
 	failed := make(chan error, 1)
 	go func() { failed <- d.server.Serve(l) }()
 	select {

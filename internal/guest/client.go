@@ -94,11 +94,13 @@ func (c *Client) Ports(ctx context.Context) ([]Port, error) {
 }
 
 func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
-	return cleanProblem(jsonhttp.Call(ctx, c.http, method, "http://agent"+path, in, out))
+	return cleanError(jsonhttp.Call(ctx, c.http, method, "http://agent"+path, in, out))
 }
 
-// cleanProblem makes a problem fit for a person's terminal.
-func cleanProblem(err error) error {
+// cleanError makes an error fit for a person's terminal. Also one that is not
+// the agent's own: where an answer is no HTTP, net/http quotes it, not always
+// with its control characters escaped.
+func cleanError(err error) error {
 	if p, ok := errors.AsType[*api.Problem](err); ok {
 		return &api.Problem{
 			Status: p.Status,
@@ -108,8 +110,23 @@ func cleanProblem(err error) error {
 			Hint:   printable(p.Hint),
 		}
 	}
+	if err == nil {
+		return nil
+	}
+	if text := printable(err.Error()); text != err.Error() {
+		return plainError{text, err}
+	}
 	return err
 }
+
+// plainError is an error with another text.
+type plainError struct {
+	text string
+	error
+}
+
+func (e plainError) Error() string { return e.text }
+func (e plainError) Unwrap() error { return e.error }
 
 // clean makes an answer fit for a person's terminal: the agent runs beside
 // whatever the guest's users run.

@@ -134,14 +134,14 @@ func readAnswer(conn io.Reader) (io.Reader, error) {
 	r := bufio.NewReader(io.LimitReader(conn, maxUpgrade))
 	resp, err := http.ReadResponse(r, nil)
 	if err != nil {
-		return nil, err
+		return nil, cleanError(err)
 	}
 	if resp.StatusCode == http.StatusSwitchingProtocols {
 		early, err := r.Peek(r.Buffered())
 		return io.MultiReader(bytes.NewReader(early), conn), err
 	}
 	defer resp.Body.Close()
-	err = cleanProblem(jsonhttp.DecodeAnswer(resp, nil))
+	err = cleanError(jsonhttp.DecodeAnswer(resp, nil))
 	switch p, ok := errors.AsType[*api.Problem](err); {
 	case ok && p.Status == http.StatusNotFound:
 		return nil, p.WithHint("the VM was started by an older banger; stop and start it")

@@ -26,6 +26,9 @@ const (
 	maxHeaders = 16 << 10
 )
 
+// requestTime is how long a request's header may take to arrive, and its body.
+const requestTime = 10 * time.Second
+
 // OperationHeader carries the id under which one request is found in the logs
 // of every program it passes through.
 const OperationHeader = "Banger-Operation"
@@ -49,7 +52,7 @@ type Dialer func(ctx context.Context) (net.Conn, error)
 // NewHTTPClient returns a client whose every request goes through dial,
 // whatever host its URL names.
 func NewHTTPClient(dial Dialer) *http.Client {
-	return &http.Client{Transport: &http.Transport{
+	return &http.Client{CheckRedirect: noRedirect, Transport: &http.Transport{
 		DialContext:            func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
 		MaxIdleConnsPerHost:    4,
 		IdleConnTimeout:        30 * time.Second,
@@ -57,6 +60,9 @@ func NewHTTPClient(dial Dialer) *http.Client {
 		MaxResponseHeaderBytes: maxHeaders,
 	}}
 }
+
+// noRedirect has a redirection be the answer, which no call of ours takes.
+func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
 // Call sends in (nil for no body) and decodes the answer into out (nil to
 // ignore it). A peer that answers with an error document makes Call return
@@ -90,6 +96,11 @@ func Call(ctx context.Context, c *http.Client, method, url string, in, out any) 
 
 // DecodeAnswer reads one answer: out on success, *api.Problem otherwise.
 func DecodeAnswer(resp *http.Response, out any) error {
+	// Behind a 101 that nobody asked for is the connection itself, which ends
+	// when the peer likes, whatever the call's context says.
+	if resp.StatusCode < http.StatusOK {
+		return fmt.Errorf("answer %d is none", resp.StatusCode)
+	}
 	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	if err != nil {
 		return err
@@ -137,6 +148,12 @@ func Handle[In, Out any](f func(context.Context, In) (Out, error)) http.Handler 
 }
 
 func decode(w http.ResponseWriter, r *http.Request, in any) error {
+	// Not every writer has a connection. Without the deadline half a request
+	// would be held as long as its sender likes; after it, the connection is read
+	// only to notice that he left.
+	control := http.NewResponseController(w)
+	_ = control.SetReadDeadline(time.Now().Add(requestTime))
+	defer func() { _ = control.SetReadDeadline(time.Time{}) }()
 	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest))
 	d.DisallowUnknownFields()
 	err := d.Decode(in)
@@ -192,7 +209,7 @@ func AsProblem(err error) *api.Problem {
 func NewServer(h http.Handler) *http.Server {
 	return &http.Server{
 		Handler:           h,
-		ReadHeaderTimeout: 10 * time.Second,
+		ReadHeaderTimeout: requestTime,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    maxHeaders,
 		ConnContext:       peerContext,

@@ -86,7 +86,7 @@ func TestLayers(t *testing.T) {
 		{"base", "overlay", "odd", 3, api.CodeBadRequest},
 		{"base", "overlay", "../work", 2, api.CodeBadRequest},
 		{"base", "none", "work", 1, api.CodeNotFound},
-		{"", "overlay", "work", 0, api.CodeNotFound},
+		{"", "overlay", "work", 0, api.CodeBadRequest},
 	} {
 		got, err := s.layers(helper.AttachRequest{ID: idA, Base: tt.base, Overlay: tt.overlay, Work: tt.work})
 		if problem(err) != tt.code || len(got) != tt.layers {

@@ -55,9 +55,10 @@ func TestOwnerFile(t *testing.T) {
 
 	for _, tt := range []struct{ path, want string }{
 		{"dir/good", ""},
-		{"dir/./good", ""},
-		{"dir/../dir/good", ""}, // stays inside, so it may be
-		{"", api.CodeNotFound},
+		{"dir/./good", api.CodeBadRequest},
+		{"dir/../dir/good", api.CodeBadRequest},
+		{"dir//good", api.CodeBadRequest},
+		{"", api.CodeBadRequest},
 		{"none", api.CodeNotFound},
 		{"empty", api.CodeBadRequest},
 		{"dir", api.CodeBadRequest},

@@ -18,6 +18,12 @@ import (
 // hostCheck gathers facts; what is wrong with the host is an answer, not an
 // error.
 func (s *Server) hostCheck(ctx context.Context, _ helper.Empty) (helper.HostFacts, error) {
+	select { // one at a time: it runs a guest and two programs
+	case s.hostTurn <- struct{}{}:
+		defer func() { <-s.hostTurn }()
+	case <-ctx.Done():
+		return helper.HostFacts{}, ctx.Err()
+	}
 	f := helper.HostFacts{
 		KVM:           words(checkKVM(ctx)),
 		DeviceMapper:  words(checkDM()),

@@ -306,6 +306,10 @@ func (s *Server) checkGuests(r helper.NetworkRequest) (out ports, err error) {
 	if len(r.Guests) > maxGuests {
 		return nil, api.BadRequest("%d guests are more than %d", len(r.Guests), maxGuests)
 	}
+	slots, err := s.slots.read()
+	if err != nil {
+		return nil, err
+	}
 	out = ports{}
 	nat := false
 	for _, g := range r.Guests {
@@ -318,7 +322,7 @@ func (s *Server) checkGuests(r helper.NetworkRequest) (out ports, err error) {
 		if g.Group != "" && !isGroup(g.Group) {
 			return nil, api.BadRequest("network %.80q is not 1 to 63 of a-z, 0-9 and hyphens between them", g.Group)
 		}
-		slot, err := s.slots.lookup(g.ID)
+		slot, err := s.slots.find(slots, g.ID)
 		if err != nil {
 			return nil, err
 		}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
@@ -37,6 +38,11 @@ func openIn(dir *os.File, path string, flags int, resolve uint64) (*os.File, err
 // other file can be meant.
 func (s *Server) ownerFile(path string, flags int) (*os.File, unix.Stat_t, error) {
 	var st unix.Stat_t
+	// No "..": while anything is renamed anywhere, the kernel would ask us to try
+	// such a path again and again, and a caller could keep us busy with it.
+	if !filepath.IsLocal(path) || filepath.Clean(path) != path {
+		return nil, st, api.BadRequest("%.200q is no plain path below the state directory", path)
+	}
 	dir, err := os.OpenFile(s.places.State, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, st, fmt.Errorf("cannot open state directory: %w", err)

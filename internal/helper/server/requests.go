@@ -17,9 +17,14 @@ import (
 
 // What one caller may cost.
 const (
+	maxConns  = 256       // connections at a time, of each uid
 	maxActive = 64        // requests at a time
 	maxBody   = 512 << 10 // bytes; network.apply has a line for each guest
 	bodyTime  = 10 * time.Second
+	// Nearly all requests are short. Those that are not arrive a few at a time,
+	// so that what has arrived of all of them is little.
+	shortBody = 16 << 10
+	maxLong   = 8
 	// Starts of VMs are some ten requests each. Who asks more often waits.
 	burst    = 512                   // requests at once
 	interval = time.Second / 256     // between requests after that
@@ -90,23 +95,24 @@ func printable(word string) string {
 
 // limit bounds how many requests there are, how often they come, how long each
 // is, and how long it may take to arrive, so that one caller's mistakes cost
-// little.
+// little. Who sends slowly, or half a request, takes nobody's turn: a request
+// is under way when all of it is here.
 func (s *Server) limit(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := s.readBody(w, r)
+		if err != nil {
+			jsonhttp.WriteError(w, err)
+			return
+		}
 		defer func() {
 			s.last.Store(time.Now().UnixNano())
 			s.active.Add(-1)
 		}()
-		if s.active.Add(1) > maxActive {
+		if s.active.Add(1) > maxActive && !byRoot(r) {
 			jsonhttp.WriteError(w, api.Problemf(http.StatusServiceUnavailable, helper.CodeBusy, "%d requests are under way", maxActive))
 			return
 		}
 		if err := s.pace.wait(r.Context()); err != nil {
-			jsonhttp.WriteError(w, err)
-			return
-		}
-		body, err := readBody(w, r)
-		if err != nil {
 			jsonhttp.WriteError(w, err)
 			return
 		}
@@ -115,17 +121,35 @@ func (s *Server) limit(next http.Handler) http.Handler {
 	})
 }
 
-func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+// byRoot reports whether root asks, whom the owner's requests do not lock out.
+func byRoot(r *http.Request) bool {
+	uid, ok := jsonhttp.PeerOf(r.Context())
+	return ok && uid == 0
+}
+
+// readBody takes a request's body, of which the length has to be known: what is
+// too long is refused unread.
+func (s *Server) readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	switch {
+	case r.ContentLength < 0:
+		return nil, api.Problemf(http.StatusLengthRequired, api.CodeBadRequest, "request does not say how long it is")
+	case r.ContentLength > maxBody:
+		return nil, api.Problemf(http.StatusRequestEntityTooLarge, api.CodeBadRequest, "request is larger than %d bytes", maxBody)
+	case r.ContentLength > shortBody:
+		select {
+		case s.long <- struct{}{}:
+			defer func() { <-s.long }()
+		default:
+			return nil, api.Problemf(http.StatusServiceUnavailable, helper.CodeBusy, "%d long requests are arriving", maxLong)
+		}
+	}
 	control := http.NewResponseController(w)
 	// Tests without a connection have no deadline to set. On a connection
 	// this cannot fail before a read does.
 	_ = control.SetReadDeadline(time.Now().Add(bodyTime))
-	body, err := io.ReadAll(io.LimitReader(r.Body, maxBody+1))
+	body, err := io.ReadAll(r.Body)
 	if err != nil {
 		return nil, api.BadRequest("cannot read request: %v", err)
-	}
-	if len(body) > maxBody {
-		return nil, api.Problemf(http.StatusRequestEntityTooLarge, api.CodeBadRequest, "request is larger than %d bytes", maxBody)
 	}
 	// From here on the connection is read only to notice that the caller left.
 	_ = control.SetReadDeadline(time.Time{})

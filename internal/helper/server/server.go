@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -43,6 +44,8 @@ type Server struct {
 	net      *network
 	cgroups  string        // of the VMs' units
 	blobTurn chan struct{} // held while a blob is stored
+	hostTurn chan struct{} // held while host.check runs its programs
+	long     chan struct{} // held while a long request arrives
 	pid      int
 
 	mu    sync.Mutex
@@ -73,6 +76,8 @@ func New(record installed.Record, p Places) (*Server, error) {
 		net:      n,
 		cgroups:  "/sys/fs/cgroup/banger.slice", // by Slice=banger.slice
 		blobTurn: make(chan struct{}, 1),
+		hostTurn: make(chan struct{}, 1),
+		long:     make(chan struct{}, maxLong),
 		pid:      os.Getpid(),
 		netns:    map[string]*os.File{},
 	}, nil
@@ -81,10 +86,7 @@ func New(record installed.Record, p Places) (*Server, error) {
 // Serve answers requests until ctx ends, or until there has been nothing to do
 // for a while and no VM is left. It waits for requests under way.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
-	// One request for each connection: a caller never holds a connection of a
-	// helper that has gone meanwhile.
-	srv := jsonhttp.NewServer(jsonhttp.OnlyUIDs(s.Handler(), uint32(s.record.UID)))
-	srv.SetKeepAlivesEnabled(false)
+	srv := s.httpServer()
 	failed := make(chan error, 2)
 	go func() { failed <- srv.Serve(l) }()
 	watchCtx, stopWatch := context.WithCancel(ctx)
@@ -110,6 +112,15 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	drain, cancel := context.WithTimeout(context.Background(), drainTime)
 	defer cancel()
 	return srv.Shutdown(drain)
+}
+
+// httpServer serves one request for each connection: a caller never holds a
+// connection of a helper that has gone meanwhile.
+func (s *Server) httpServer() *http.Server {
+	srv := jsonhttp.NewServer(jsonhttp.OnlyUIDs(s.Handler(), uint32(s.record.UID)))
+	srv.SetKeepAlivesEnabled(false)
+	jsonhttp.LimitConns(srv, maxConns)
+	return srv
 }
 
 // idle reports whether nobody would miss this process. A jail stands for a VM.

@@ -2,11 +2,8 @@ package server
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"log/slog"
-	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -392,79 +389,6 @@ func TestPhaseOf(t *testing.T) {
 	}
 	if p, err := phaseOf([]listedUnit{{Name: name, Load: "loaded", Active: "dancing"}}, name); err == nil || p.over() {
 		t.Errorf("an unknown state is %d, %v", p, err)
-	}
-}
-
-// Whatever bytes a verb is sent: no error of ours (5xx), and nothing is made
-// unless the request is in order.
-func FuzzVerbs(f *testing.F) {
-	verbs := []string{"vm.reserve", "vm.release", "vm.attach", "vm.grow", "vm.fsck", "vm.launch", "vm.handover", "vm.kill", "vm.cleanup", "blob.put", "blob.gc", "host.check", "vm.exec"}
-	for i := range verbs {
-		for _, body := range []string{``, `{}`, `null`, `[]`, `{"id":"0123456789ab"}`, `{"id":"../../../../x"}`, `{"id":"0123456789AB"}`,
-			`{"id":"0123456789ab","base":"../x","overlay":"/etc/passwd"}`, `{"path":"../../etc/shadow"}`, `{"path":"/etc/shadow"}`,
-			`{"id":"0123456789ab","kernel":"../x","initrd":"","vcpu":-1,"memory_mib":9999999999}`, `{"id":"0123456789ab"}{}`, `{"id":"0123456789ab\u0000"}`} {
-			f.Add(i, body)
-		}
-	}
-	f.Fuzz(func(t *testing.T, n int, body string) {
-		s, _ := testServer(t)
-		verb := verbs[uint(n)%uint(len(verbs))]
-		if verb == "host.check" {
-			return // says what it finds, whatever that is
-		}
-		before := tree(t, s)
-		w := httptest.NewRecorder()
-		s.Handler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/v1/"+verb, strings.NewReader(body)))
-		if w.Code >= 500 {
-			t.Fatalf("%s %q: %d %s", verb, body, w.Code, w.Body)
-		}
-		if w.Code < 300 {
-			var r helper.VMRequest
-			if err := json.Unmarshal([]byte(body), &r); err != nil || checkID(r.ID) != nil {
-				t.Fatalf("%s %q was accepted: %s", verb, body, w.Body)
-			}
-			return
-		}
-		if after := tree(t, s); after != before {
-			t.Fatalf("%s %q: refused with %d, but there is now\n%s", verb, body, w.Code, after)
-		}
-	})
-}
-
-// tree lists everything under the server's directories.
-func tree(t *testing.T, s *Server) string {
-	t.Helper()
-	var b strings.Builder
-	root := filepath.Dir(s.places.State)
-	if err := filepath.WalkDir(root, func(path string, d os.DirEntry, err error) error {
-		b.WriteString(path + " " + d.Type().String() + "\n")
-		return err
-	}); err != nil {
-		t.Fatal(err)
-	}
-	return b.String()
-}
-
-func TestRequestsAreBounded(t *testing.T) {
-	s, _ := testServer(t)
-	send := func(method, body string) int {
-		w := httptest.NewRecorder()
-		s.Handler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), method, "/v1/vm.reserve", strings.NewReader(body)))
-		return w.Code
-	}
-	if got := send("POST", `{"id":"`+strings.Repeat("0", maxBody)+`"}`); got != http.StatusRequestEntityTooLarge {
-		t.Errorf("a long request: %d", got)
-	}
-	if got := send("GET", ""); got/100 != 4 {
-		t.Errorf("GET: %d", got)
-	}
-	s.active.Store(maxActive)
-	if got := send("POST", `{"id":"`+idA+`"}`); got != http.StatusServiceUnavailable {
-		t.Errorf("one too many: %d", got)
-	}
-	s.active.Store(0)
-	if got := send("POST", `{"id":"`+idA+`"}`); got != http.StatusOK || s.active.Load() != 0 {
-		t.Errorf("then: %d, %d active", got, s.active.Load())
 	}
 }
 

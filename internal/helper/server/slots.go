@@ -56,30 +56,35 @@ func (r *registry) reserve(id string) (out helper.Slot, err error) {
 }
 
 // lookup finds the VM's slot; a Problem with status 404 when it has none.
-func (r *registry) lookup(id string) (out helper.Slot, err error) {
-	err = r.places.locked(slotsLock, func() error {
-		f, err := r.load()
-		if err != nil {
-			return err
-		}
-		n, ok := f.Slots[id]
-		if !ok {
-			return api.NotFound("VM %s has no slot", id).WithHint("call vm.reserve first")
-		}
-		out = r.slot(n)
-		return nil
-	})
-	return out, err
+func (r *registry) lookup(id string) (helper.Slot, error) {
+	f, err := r.read()
+	if err != nil {
+		return helper.Slot{}, err
+	}
+	return r.find(f, id)
+}
+
+// find is lookup for who has many to look up: the file is read once.
+func (r *registry) find(f slotFile, id string) (helper.Slot, error) {
+	n, ok := f.Slots[id]
+	if !ok {
+		return helper.Slot{}, api.NotFound("VM %s has no slot", id).WithHint("call vm.reserve first")
+	}
+	return r.slot(n), nil
 }
 
 // ids are the VMs that have a slot.
-func (r *registry) ids() (ids []string, err error) {
+func (r *registry) ids() ([]string, error) {
+	f, err := r.read()
+	return slices.Sorted(maps.Keys(f.Slots)), err
+}
+
+func (r *registry) read() (f slotFile, err error) {
 	err = r.places.locked(slotsLock, func() error {
-		f, err := r.load()
-		ids = slices.Sorted(maps.Keys(f.Slots))
+		f, err = r.load()
 		return err
 	})
-	return ids, err
+	return f, err
 }
 
 // release frees the VM's slot; it is fine if it has none.
