@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -112,62 +113,92 @@ func (p Places) linkBlob(sha, to string) error {
 // procFD names an open file, whatever it is and wherever it has been moved.
 func procFD(f *os.File) string { return "/proc/self/fd/" + strconv.Itoa(int(f.Fd())) }
 
-// shareSocket lets the owner, and nobody else of his group, reach a socket that
-// Firecracker made in its jail: by an ACL on the socket and on the directories
-// above it.
-//
-// Everything below the jail's root belongs to a VMM that may be hostile, which
-// can rename, link and replace there at any moment. So each step is opened
-// through no symlink, must be of the right kind and the VM's own, and is changed
-// by descriptor. A socket must have one name: the VMM could have renamed a file
-// it shares with other VMs to the socket's name.
-func (p Places) shareSocket(id string, uid, owner int, path string) error {
+// socketInJail is a socket that Firecracker made, and the directories above it,
+// each opened with O_PATH.
+type socketInJail struct{ root, run, sock *os.File }
+
+// openRoot opens a jail's root directory with O_PATH.
+func (p Places) openRoot(id string) (*os.File, error) {
 	jail, err := os.OpenFile(p.jail(id), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, os.ErrNotExist) {
-		return api.Conflict("VM %s has no jail", id)
+		return nil, api.Conflict("VM %s has no jail", id)
 	}
 	if err != nil {
-		return fmt.Errorf("cannot open jail: %w", err)
+		return nil, fmt.Errorf("cannot open jail: %w", err)
 	}
 	defer jail.Close()
+	return openIn(jail, "root", unix.O_PATH|unix.O_DIRECTORY, inside|unix.RESOLVE_NO_XDEV)
+}
+
+// openSocket walks to a socket in a jail. Everything below the jail's root may
+// belong to a VMM that is hostile, which can rename, link and replace there at
+// any moment until the jail is sealed. So each step is opened through no
+// symlink, is looked at, and is changed by descriptor.
+func (p Places) openSocket(id, path string) (s socketInJail, err error) {
+	if s.root, err = p.openRoot(id); err != nil {
+		return s, err
+	}
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
 	const flags, resolve = unix.O_PATH, inside | unix.RESOLVE_NO_XDEV
-	root, err := openIn(jail, "root", flags|unix.O_DIRECTORY, resolve)
+	if s.run, err = openIn(s.root, filepath.Dir(path)[1:], flags|unix.O_DIRECTORY, resolve); err != nil {
+		return s, err
+	}
+	if s.sock, err = openIn(s.run, filepath.Base(path), flags, resolve); errors.Is(err, unix.ENOENT) {
+		return s, api.Conflict("VM %s has no %s yet", id, path)
+	}
+	return s, err
+}
+
+func (s socketInJail) close() {
+	for _, f := range []*os.File{s.sock, s.run, s.root} {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+// shareSocket lets the owner, and nobody else of his group, reach a socket that
+// Firecracker made in its jail: by an ACL on the socket and on the directories
+// above it. A socket must have one name: the VMM could have renamed a file it
+// shares with other VMs to the socket's name.
+func (p Places) shareSocket(id string, uid, owner int, path string) error {
+	s, err := p.openSocket(id, path)
 	if err != nil {
 		return err
 	}
-	defer root.Close()
-	run, err := openIn(root, filepath.Dir(path)[1:], flags|unix.O_DIRECTORY, resolve)
-	if err != nil {
-		return err
-	}
-	defer run.Close()
-	sock, err := openIn(run, filepath.Base(path), flags, resolve)
-	if errors.Is(err, unix.ENOENT) {
-		return api.Conflict("VM %s has no %s yet", id, path)
-	}
-	if err != nil {
-		return err
-	}
-	defer sock.Close()
+	defer s.close()
 	// From the inside out: nothing can be reached before all of it is right.
-	if err := share(sock, unix.S_IFSOCK, uid, owner, aclRead|aclWrite); err != nil {
+	if err := share(s.sock, unix.S_IFSOCK, uid, owner, aclRead|aclWrite); err != nil {
 		return err
 	}
-	if err := share(run, unix.S_IFDIR, uid, owner, aclSearch); err != nil {
+	if err := share(s.run, unix.S_IFDIR, uid, owner, aclSearch); err != nil {
 		return err
 	}
-	return share(root, unix.S_IFDIR, uid, owner, aclSearch)
+	return share(s.root, unix.S_IFDIR, uid, owner, aclSearch)
 }
 
 func share(f *os.File, kind uint32, uid, owner int, perm uint16) error {
 	if err := shareable(f, kind, uid); err != nil {
 		return err
 	}
-	// By way of /proc: an O_PATH descriptor itself takes no attributes.
-	if err := unix.Setxattr(procFD(f), "system.posix_acl_access", aclFor(owner, perm), 0); err != nil {
-		return fmt.Errorf("cannot let uid %d use %s (does the filesystem have POSIX ACLs?): %w", owner, f.Name(), err)
+	if err := aclFor(perm, owner).set(f); err != nil {
+		return err
 	}
 	return shareable(f, kind, uid)
+}
+
+type acl []byte
+
+func (a acl) set(f *os.File) error {
+	// By way of /proc: an O_PATH descriptor itself takes no attributes.
+	if err := unix.Setxattr(procFD(f), "system.posix_acl_access", a, 0); err != nil {
+		return fmt.Errorf("cannot set who may use %s (does the filesystem have POSIX ACLs?): %w", f.Name(), err)
+	}
+	return nil
 }
 
 // Permissions and tags of a POSIX ACL, see acl(5) and linux/posix_acl_xattr.h.
@@ -184,20 +215,21 @@ const (
 	aclOther    = 0x20
 )
 
-// aclFor gives perm to one uid beside the file's own user, and nothing to
+// aclFor gives perm to some uids beside the file's own user, and nothing to
 // anybody else: not to the owner's group, which may have other members.
-func aclFor(uid int, perm uint16) []byte {
-	b := binary.LittleEndian.AppendUint32(nil, aclVersion)
-	for _, e := range []struct {
+func aclFor(perm uint16, uids ...int) acl {
+	type entry struct {
 		tag, perm uint16
 		id        uint32
-	}{
-		{aclUserObj, aclRead | aclWrite | perm&aclSearch, math.MaxUint32},
-		{aclUser, perm, uint32(uid)},
-		{aclGroupObj, 0, math.MaxUint32},
-		{aclMask, perm, math.MaxUint32},
-		{aclOther, 0, math.MaxUint32},
-	} {
+	}
+	all := []entry{{aclUserObj, aclRead | aclWrite | perm&aclSearch, math.MaxUint32}}
+	slices.Sort(uids)
+	for _, uid := range uids {
+		all = append(all, entry{aclUser, perm, uint32(uid)})
+	}
+	all = append(all, entry{aclGroupObj, 0, math.MaxUint32}, entry{aclMask, perm, math.MaxUint32}, entry{aclOther, 0, math.MaxUint32})
+	b := binary.LittleEndian.AppendUint32(nil, aclVersion)
+	for _, e := range all {
 		b = binary.LittleEndian.AppendUint16(b, e.tag)
 		b = binary.LittleEndian.AppendUint16(b, e.perm)
 		b = binary.LittleEndian.AppendUint32(b, e.id)

@@ -265,7 +265,7 @@ func (s *Server) handover(ctx context.Context, r helper.VMRequest) (helper.Empty
 		return helper.Empty{}, api.Conflict("VM %s is not running", r.ID).WithHint("call vm.launch first")
 	}
 	err = s.places.locked(r.ID, func() error {
-		if err := s.places.shareSocket(r.ID, slot.UID, s.record.UID, paths.JailVsock); err != nil {
+		if err := s.places.sealJail(r.ID, slot.UID, s.record.UID, paths.JailAPI, paths.JailVsock); err != nil {
 			return err
 		}
 		if err := fault.Point(ctx, "handover.shared"); err != nil {

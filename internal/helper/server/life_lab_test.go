@@ -20,6 +20,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"banger/api"
 	"banger/internal/firecracker"
 	"banger/internal/helper"
@@ -287,6 +289,8 @@ func TestLabLifeAndSudden(t *testing.T) {
 	}
 	l.configure()
 	l.timed("vm.handover", func() error { return l.c.Handover(t.Context(), l.id) })
+	l.checkSealed()
+	l.must(l.c.Handover(t.Context(), l.id)) // the same again is fine
 	if err := connectAs(t, l.record.UID, l.record.GID, l.root+paths.JailVsock); err != nil {
 		t.Errorf("owner cannot connect to vsock: %v", err)
 	}
@@ -301,6 +305,26 @@ func TestLabLifeAndSudden(t *testing.T) {
 		t.Errorf("exit record %+v, %v", e, err)
 	}
 	l.timed("vm.cleanup", func() error { return l.c.Cleanup(t.Context(), l.id) })
+}
+
+// checkSealed looks that the VMM owns nothing in its jail in which something can
+// be made, or which can be filled.
+func (l *life) checkSealed() {
+	l.t.Helper()
+	l.must(filepath.WalkDir(l.root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		var st unix.Stat_t
+		l.must(unix.Lstat(path, &st))
+		if (d.IsDir() || d.Type().IsRegular()) && st.Uid != 0 {
+			l.t.Errorf("%s belongs to uid %d", path, st.Uid)
+		}
+		if d.IsDir() && (st.Mode&0o7777 != 0o710 || st.Gid != 0) {
+			l.t.Errorf("%s has mode %o, gid %d", path, st.Mode&0o7777, st.Gid)
+		}
+		return nil
+	}))
 }
 
 func (l *life) checkSandbox() {
