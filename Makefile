@@ -54,6 +54,7 @@ test-unit: lint ## Lint and unit tests: no root, no virtual machine
 	@$(STEP) "host packages" scripts/host-packages $(TEST_PACKAGES)
 	@$(STEP) "go vet" go vet ./...
 	@$(STEP) "unit tests" env CGO_ENABLED=1 go test -race ./...
+	@$(STEP) "unit tests with faults" go test -tags faults ./internal/fault ./internal/vm -run 'TestPoint|StandsStill'
 
 .PHONY: lint
 lint: ## golangci-lint alone
@@ -62,30 +63,31 @@ lint: ## golangci-lint alone
 .PHONY: test-lab
 test-lab: ## Tests and scenarios in the lab, a machine made for them (KEEP_LAB=1 keeps it)
 	@$(STEP) "host packages" scripts/host-packages $(MACHINE_PACKAGES)
-	@$(STEP) "build" $(MAKE) --no-print-directory lab-build
+	@$(STEP) "build" $(MAKE) --no-print-directory lab-build faults-build
 	@scripts/lab $(MAKE) --no-print-directory in-lab
 
 # What test-lab does once the machine runs. The tests are built here and run
-# there, as root. Both kinds run even if the first fails.
+# there, as root. All kinds run even if one fails; the faults come last, since
+# they need other programs.
 # Scenarios tell each test when it begins and ends, so that a log shows what hangs.
 IN_LAB := env CGO_ENABLED=0 go test -count=1 -p 1 -timeout 45m -exec "'$(CURDIR)/scripts/lab-exec'"
+FAULT_TESTS := $(IN_LAB) -timeout 10h -v -tags e2e,faults ./test/e2e/faults
 
 .PHONY: in-lab
 in-lab:
 	@status=0; \
 	$(STEP) "tests on real kernel objects" $(IN_LAB) -tags lab $(LAB_PACKAGES:%=./%) || status=1; \
 	$(STEP) "scenarios" scripts/scenarios $(IN_LAB) -v -tags e2e ./test/e2e || status=1; \
+	$(STEP) "a spread of the fault matrix" scripts/spread $(FAULT_TESTS) -timeout 30m -skip TestKillCycles || status=1; \
 	exit $$status
 
 # Programs with faults are of another version, so that they are recognised.
-FAULT_TESTS := $(IN_LAB) -timeout 10h -v -tags e2e,faults ./test/e2e/faults
-
 .PHONY: faults-build
 faults-build:
 	@$(MAKE) --no-print-directory build BIN=$(FAULTS_BIN) VERSION=lab-faults TAGS=faults
 
 .PHONY: test-faults
-test-faults: ## Every fault at every step and kill cycles, hours (FAULTS=spread: each step and each kind)
+test-faults: ## Every fault at every step and kill cycles, hours (FAULTS=slice:K/N: a part)
 	@$(STEP) "host packages" scripts/host-packages $(MACHINE_PACKAGES)
 	@$(STEP) "build" $(MAKE) --no-print-directory faults-build
 	@LAB_BIN=$(FAULTS_BIN) scripts/lab $(STEP) "faults" $(FAULT_TESTS)

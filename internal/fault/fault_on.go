@@ -21,14 +21,15 @@ import (
 // it; the file's text says what. It is made by the test, and a point that was
 // reached moves its file to NAME.reached, so that it happens once. It lies where
 // both services may write.
-const Dir = "/var/lib/banger/faults"
+var Dir = "/var/lib/banger/faults"
 
 // What can happen.
 const (
 	Hold  = "hold"  // until NAME.reached is removed or the context ends
+	Stall = "stall" // until the context ends, by whatever bounds the step, and fail
+	Late  = "late"  // fail at once as a step that took too long
 	Error = "error" // fail
 	Full  = "full"  // fail as on a full disk
-	Stall = "stall" // until the context's deadline, at once if it has none
 )
 
 // Point returns what a test wants to happen here.
@@ -47,12 +48,13 @@ func Point(ctx context.Context, name string) error {
 		return errors.New("a fault was injected at " + name)
 	case Full:
 		return fmt.Errorf("a fault was injected at %s: %w", name, unix.ENOSPC)
+	case Late:
+		return fmt.Errorf("a fault was injected at %s: %w", name, context.DeadlineExceeded)
 	case Stall:
-		if _, bounded := ctx.Deadline(); !bounded {
-			return fmt.Errorf("a fault was injected at %s: %w", name, context.DeadlineExceeded)
+		if err := hold(ctx, reached); err != nil {
+			return err
 		}
-		<-ctx.Done()
-		return ctx.Err()
+		return errors.New("nothing ended the step that stood still at " + name)
 	case Hold:
 		return hold(ctx, reached)
 	default:

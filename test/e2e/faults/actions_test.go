@@ -38,12 +38,14 @@ type action struct {
 	// before is the state in which it finds the VM.
 	before api.State
 	args   func(vm string) []string
-	// ends lists the states that the VM may be in afterwards.
-	ends func(point string, k kind) []api.State
+	// ends is the state that the VM has to be in afterwards.
+	ends func(point string, k kind) api.State
 	// also is a point that fails anyway, to get to the others.
 	also string
 	// only, if set, are the kinds that make sense.
 	only []kind
+	// tells: its command succeeds if and only if this state is reached.
+	tells api.State
 	// spoils: the VM cannot be used for another trial.
 	spoils bool
 	// check looks at what only this action changes.
@@ -74,9 +76,30 @@ func (a action) hasVMM(point string) bool {
 		slices.Contains(vmmPoints, point)
 }
 
+// isStart tells whether the point belongs to a start, which has a time of its
+// own: except for fsck, which has that of the helper.
+func (a action) isStart(point string) bool {
+	switch point {
+	case "fsck.jail", "fsck.started", "helper.vm.fsck":
+		return false
+	}
+	return slices.Contains(slices.Concat(startPoints, vmmPoints), point) && a.name != "rollback"
+}
+
+// phaseOf is the phase of a start that a point belongs to.
+func phaseOf(point string) string {
+	all := slices.Concat(startPoints, vmmPoints)
+	for _, p := range all[max(0, slices.Index(all, point)):] {
+		if phase, ok := strings.CutPrefix(p, "start."); ok {
+			return phase
+		}
+	}
+	return ""
+}
+
 // startPoints are the ends of the phases, and moments within the helper's verbs.
 var startPoints = []string{
-	"start.preflight", "helper.vm.reserve", "start.cleanup_runtime", "helper.bridge.ensure", "start.bridge",
+	"helper.vm.reserve", "start.preflight", "start.cleanup_runtime", "helper.bridge.ensure", "start.bridge",
 	"start.socket_dir", "start.prepare_sockets", "start.system_overlay", "attach.loops", "attach.loaded",
 	"helper.vm.attach", "start.dm_snapshot", "start.fsck_snapshot", "start.patch_root_overlay",
 	"start.prepare_host_features", "start.tap", "start.metrics_file", "start.firecracker_binary",
@@ -88,58 +111,6 @@ var vmmPoints = []string{"launch.started", "helper.vm.launch", "handover.shared"
 	"handover.pinned", "handover.moved", "helper.vm.handover", "start.firecracker_launch", "start.socket_access",
 	"start.vsock_access", "start.wait_vsock_agent", "helper.network.apply", "start.post_start_features", "start.persist"}
 
-func started(_ string, k kind) []api.State {
-	switch k {
-	case killCLI:
-		return []api.State{api.StateRunning}
-	case killDaemon, killHelper: // it may not have been needed any more
-		return []api.State{api.StateFailed, api.StateRunning}
-	}
-	return []api.State{api.StateFailed}
-}
-
-func always(states ...api.State) func(string, kind) []api.State {
-	return func(string, kind) []api.State { return states }
-}
-
-// goesOn are the kinds that a change which has begun does not mind.
-var goesOn = []kind{killCLI, cancelled, killVMM}
-
-func killed(point string, k kind) []api.State {
-	switch {
-	case slices.Contains(goesOn, k) || k == killDaemon || point != "kill.intent" && k != killHelper:
-		return []api.State{api.StateStopped}
-	case k == killHelper:
-		return []api.State{api.StateStopped, api.StateRunning}
-	}
-	return []api.State{api.StateRunning} // as it was
-}
-
-func deleted(point string, k kind) []api.State {
-	switch {
-	case slices.Contains(goesOn, k):
-		return []api.State{gone}
-	case k == killDaemon && point == "kill.intent":
-		return []api.State{api.StateStopped}
-	case k == killDaemon:
-		return []api.State{gone, api.StateStopped}
-	case k == killHelper:
-		return []api.State{gone, api.StateStopped, api.StateRunning}
-	case point == "kill.intent":
-		return []api.State{api.StateRunning}
-	case point == "delete.files":
-		return []api.State{api.StateFailed}
-	}
-	return []api.State{api.StateStopped}
-}
-
-func restarted(_ string, k kind) []api.State {
-	if k == killCLI {
-		return []api.State{api.StateRunning}
-	}
-	return []api.State{api.StateRunning, api.StateStopped, api.StateFailed}
-}
-
 func actions() []action {
 	vm := func(args ...string) func(string) []string {
 		return func(name string) []string {
@@ -147,26 +118,26 @@ func actions() []action {
 		}
 	}
 	return []action{
-		{name: "start", points: slices.Concat(startPoints, vmmPoints), before: api.StateCreated, args: vm("start"), ends: started},
+		{name: "start", points: slices.Concat(startPoints, vmmPoints), before: api.StateCreated, args: vm("start"), ends: started, tells: api.StateRunning},
 		{name: "start again", points: []string{"start.cleanup_runtime", "start.fsck_snapshot", "fsck.jail", "fsck.started", "helper.vm.fsck"},
-			before: api.StateStopped, args: vm("start"), ends: started},
+			before: api.StateStopped, args: vm("start"), ends: started, tells: api.StateRunning},
 		{name: "rollback", points: []string{"rollback.firecracker_launch", "cleanup.disks", "cleanup.jail",
 			"rollback.dm_snapshot", "rollback.system_overlay"}, also: "start.socket_access",
 			before: api.StateCreated, args: vm("start"), ends: always(api.StateFailed),
-			only: []kind{killDaemon, killHelper, broken, killCLI}},
+			only: []kind{killDaemon, killHelper, broken, killCLI, stalled}},
 		{name: "stop", points: []string{"stop.intent", "stop.asked", "stop.ended"}, before: api.StateRunning,
 			args: vm("stop"), ends: always(api.StateStopped)},
 		{name: "kill", points: []string{"kill.intent", "helper.vm.kill", "kill.ended"}, before: api.StateRunning,
 			args: vm("kill"), ends: killed},
 		{name: "restart", points: []string{"stop.asked", "start.dm_snapshot", "start.wait_vsock_agent"}, before: api.StateRunning,
-			args: vm("restart"), ends: restarted},
+			args: vm("restart"), ends: restarted, tells: api.StateRunning},
 		{name: "set", points: []string{"set.stored"}, before: api.StateStopped,
 			args: vm("set", "--memory", "160M"), ends: always(api.StateStopped), check: checkMemory},
 		{name: "set live", points: []string{"set.stored"}, before: api.StateRunning,
-			args: vm("set", "--disk", "128M"), ends: always(api.StateRunning, api.StateFailed), spoils: true},
+			args: vm("set", "--disk", "128M"), ends: grown, check: checkDisk, spoils: true},
 		{name: "set image", points: []string{"set.stored"}, before: api.StateStopped,
 			args: vm("set", "--image", otherImage), ends: always(api.StateStopped), check: checkImage, spoils: true},
 		{name: "delete", points: []string{"kill.intent", "delete.aside", "helper.vm.release", "delete.released", "delete.files"},
-			before: api.StateRunning, args: vm("delete", "--force"), ends: deleted},
+			before: api.StateRunning, args: vm("delete", "--force"), ends: deleted, tells: gone},
 	}
 }

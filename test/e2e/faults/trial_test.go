@@ -24,7 +24,7 @@ import (
 
 // trial is one thing that goes wrong at one point.
 type trial struct {
-	*testing.T
+	testing.TB
 	m     *matrix
 	a     action
 	point string
@@ -33,10 +33,12 @@ type trial struct {
 	before api.VM
 	after  *api.VM
 	cli    bytes.Buffer
+	code   int // of the command
 }
 
-func (m *matrix) try(t *testing.T, a action, point string, k kind) {
-	tr := &trial{T: t, m: m, a: a, point: point, k: k}
+func (m *matrix) try(t testing.TB, a action, point string, k kind) {
+	t.Helper()
+	tr := &trial{TB: t, m: m, a: a, point: point, k: k}
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("the command said: %s\n%s", tr.cli.String(), host.Journal(40))
@@ -47,9 +49,7 @@ func (m *matrix) try(t *testing.T, a action, point string, k kind) {
 	if a.check != nil && a.before == api.StateStopped {
 		tr.mark()
 	}
-	if k == stalled && (strings.HasPrefix(a.name, "start") || a.name == "restart" && strings.HasPrefix(point, "start.")) {
-		shortStarts(t)
-	}
+	m.shortStarts(t, k == stalled && a.isStart(point))
 	tr.inject(a.args(tr.before.Name))
 	tr.settle()
 	tr.check()
@@ -59,7 +59,7 @@ func (m *matrix) try(t *testing.T, a action, point string, k kind) {
 }
 
 // ready makes the VM what an action wants; the last trial's, if it is fit.
-func (m *matrix) ready(t *testing.T, want api.State) api.VM {
+func (m *matrix) ready(t testing.TB, want api.State) api.VM {
 	t.Helper()
 	if m.victim != nil && want == api.StateCreated {
 		m.drop(t)
@@ -90,7 +90,7 @@ func (m *matrix) ready(t *testing.T, want api.State) api.VM {
 }
 
 // drop deletes the VM, and looks for what is left of it.
-func (m *matrix) drop(t *testing.T) {
+func (m *matrix) drop(t testing.TB) {
 	t.Helper()
 	if m.victim == nil {
 		return
@@ -111,7 +111,7 @@ func isGone(err error) bool {
 }
 
 // vanished looks for what is left of a VM that was deleted.
-func (m *matrix) vanished(t *testing.T, v api.VM) {
+func (m *matrix) vanished(t testing.TB, v api.VM) {
 	t.Helper()
 	m.onlyBaseline(t)
 	if files := append(host.Glob(t, "/var/lib/banger/vms/*"+v.ID+"*"), host.Glob(t, paths.ExitDir+"/*"+v.ID+"*")...); v.ID != "" && len(files) != 0 {
@@ -125,25 +125,49 @@ func (m *matrix) vanished(t *testing.T, v api.VM) {
 	}
 }
 
-// shortStarts lets a start that stands still fail soon.
-func shortStarts(t *testing.T) {
+// shortTime is enough for a start in the lab, mostly, and not too long to wait for.
+const shortTime = "20s"
+
+// shortStarts lets a start that stands still fail soon, or late again.
+func (m *matrix) shortStarts(t testing.TB, short bool) {
 	t.Helper()
-	old := host.Read(t, paths.ConfigFile) + "\n"
-	const section = "\n[vm_defaults]\n"
-	if !strings.Contains(old, section) {
-		t.Fatalf("%s has no section for it", paths.ConfigFile)
+	if m.short == short {
+		return
 	}
-	if err := os.WriteFile(paths.ConfigFile, []byte(strings.Replace(old, section, section+"start_timeout = \"20s\"\n", 1)), 0o644); err != nil {
+	text := m.config
+	if short {
+		const section = "\n[vm_defaults]\n"
+		if !strings.Contains(text, section) {
+			t.Fatalf("%s has no section for it", paths.ConfigFile)
+		}
+		text = strings.Replace(text, section, section+"start_timeout = \""+shortTime+"\"\n", 1)
+	}
+	if err := os.WriteFile(paths.ConfigFile, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	m.short = short
 	host.Root(t, "systemctl", "restart", "bangerd.service")
-	t.Cleanup(func() {
-		if err := os.WriteFile(paths.ConfigFile, []byte(old), 0o644); err != nil {
-			t.Error(err)
-		}
-		host.Root(t, "systemctl", "restart", "bangerd.service")
-	})
 }
+
+// fault is what the programs are told to do at the point. A step stands still
+// where something bounds it: a start has its own time, a rollback's step half a
+// minute. Where nothing does, an error says that it took too long.
+func (tr *trial) fault() string {
+	switch {
+	case slices.Contains(held, tr.k):
+		return fault.Hold
+	case tr.k == full:
+		return fault.Full
+	case tr.k == broken:
+		return fault.Error
+	case tr.a.isStart(tr.point) || tr.a.name == "rollback":
+		return fault.Stall
+	}
+	return fault.Late
+}
+
+// bootTime is longer than a start may take.
+const bootTime = 150 * time.Second
 
 // inject runs a command and makes it fail at the point.
 func (tr *trial) inject(args []string) {
@@ -151,10 +175,7 @@ func (tr *trial) inject(args []string) {
 	file := filepath.Join(fault.Dir, tr.point)
 	reached := file + ".reached"
 	tr.Cleanup(func() { _, _ = os.Remove(file), os.Remove(reached) })
-	what := map[kind]string{full: fault.Full, broken: fault.Error, stalled: fault.Stall}[tr.k]
-	if slices.Contains(held, tr.k) {
-		what = fault.Hold
-	}
+	what := tr.fault()
 	if also := tr.a.also; also != "" {
 		if err := os.WriteFile(filepath.Join(fault.Dir, also), []byte(fault.Error), 0o644); err != nil {
 			tr.Fatal(err)
@@ -164,24 +185,26 @@ func (tr *trial) inject(args []string) {
 	if err := os.WriteFile(file, []byte(what), 0o644); err != nil {
 		tr.Fatal(err)
 	}
-	c := host.Command(tr.T, tr.Context(), args...)
+	c := host.Command(tr.TB, tr.Context(), args...)
 	c.Stdout, c.Stderr = &tr.cli, &tr.cli
 	tr.run(c, func(ended <-chan struct{}) {
-		host.Eventually(tr.T, 90*time.Second, func() error {
+		host.Eventually(tr.TB, bootTime, func() error {
 			if _, err := os.Lstat(reached); err == nil {
 				return nil
 			}
 			select {
 			case <-ended:
 				if _, err := os.Lstat(reached); err != nil {
-					tr.Fatalf("the command ended, and %s was not reached", tr.point)
+					tr.Fatalf("the command ended, and %s was not reached: %s", tr.point, &tr.cli)
 				}
 			default:
 			}
 			return fmt.Errorf("%s was not reached", tr.point)
 		})
 		tr.strike(c)
-		_ = os.Remove(reached) // lets it go on
+		if what == fault.Hold {
+			_ = os.Remove(reached) // lets it go on
+		}
 	})
 }
 
@@ -194,6 +217,7 @@ func (tr *trial) run(c *exec.Cmd, meanwhile func(ended <-chan struct{})) {
 	ended := make(chan struct{})
 	go func() {
 		_ = c.Wait() // its code depends on the fault
+		tr.code = c.ProcessState.ExitCode()
 		close(ended)
 	}()
 	defer func() { <-ended }()
@@ -205,9 +229,17 @@ func (tr *trial) run(c *exec.Cmd, meanwhile func(ended <-chan struct{})) {
 func (tr *trial) strike(c *exec.Cmd) {
 	tr.Helper()
 	kill := func(unit string) {
-		if pid := host.PID(unit); pid != 0 {
-			_ = syscall.Kill(pid, syscall.SIGKILL)
+		pid := host.PID(unit)
+		if pid == 0 {
+			return
 		}
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+		host.Eventually(tr.TB, 20*time.Second, func() error {
+			if host.PID(unit) == pid {
+				return fmt.Errorf("%s does not end", unit)
+			}
+			return nil
+		})
 	}
 	switch tr.k {
 	case killCLI:
@@ -218,7 +250,7 @@ func (tr *trial) strike(c *exec.Cmd) {
 		kill("banger-helper.service")
 	case killVMM:
 		if tr.point == "launch.started" { // its process may be about to begin
-			host.Eventually(tr.T, 10*time.Second, func() error {
+			host.Eventually(tr.TB, 10*time.Second, func() error {
 				if host.PID(tr.before.Unit) == 0 {
 					return errors.New("the unit has no process")
 				}
@@ -227,7 +259,7 @@ func (tr *trial) strike(c *exec.Cmd) {
 		}
 		kill(tr.before.Unit)
 	case cancelled:
-		for _, op := range tr.m.underWay(tr.T) {
+		for _, op := range tr.m.underWay(tr.TB) {
 			if err := tr.m.c.CancelOperation(tr.Context(), op.ID); err != nil {
 				tr.Error(err)
 			}
@@ -239,21 +271,21 @@ func (tr *trial) strike(c *exec.Cmd) {
 func (tr *trial) settle() {
 	tr.Helper()
 	want := tr.a.ends(tr.point, tr.k)
-	host.Eventually(tr.T, 100*time.Second, func() error {
-		if ops := tr.m.underWay(tr.T); len(ops) > 0 {
+	host.Eventually(tr.TB, bootTime, func() error {
+		if ops := tr.m.underWay(tr.TB); len(ops) > 0 {
 			return fmt.Errorf("%s is under way", ops[0].Kind)
 		}
-		is := gone
+		is, reason := gone, ""
 		tr.after = nil
 		v, err := tr.m.c.VM(tr.Context(), tr.before.Name)
 		switch {
 		case err == nil:
-			tr.after, is = &v, v.State
+			tr.after, is, reason = &v, v.State, v.Reason
 		case !isGone(err):
 			return err
 		}
-		if !slices.Contains(want, is) {
-			return fmt.Errorf("it is %s, want %s", is, want)
+		if is != want {
+			return fmt.Errorf("it is %s %s, want %s", is, reason, want)
 		}
 		return nil
 	})
@@ -261,9 +293,10 @@ func (tr *trial) settle() {
 
 // check looks at what the fault has left.
 func (tr *trial) check() {
-	t, m := tr.T, tr.m
+	t, m := tr.TB, tr.m
 	t.Helper()
 	m.by.ask(t)
+	tr.told()
 	if tr.after == nil {
 		m.victim = nil
 		m.vanished(t, tr.before)
@@ -287,5 +320,28 @@ func (tr *trial) check() {
 	}
 	if tr.a.check != nil {
 		tr.a.check(tr, tr.k)
+	}
+}
+
+// told checks that whoever asked was told the truth.
+func (tr *trial) told() {
+	tr.Helper()
+	if tr.k == stalled && tr.a.isStart(tr.point) {
+		want := fmt.Sprintf("it took longer than start_timeout (%s) (%s: ", shortTime, phaseOf(tr.point))
+		if tr.after == nil || !strings.Contains(tr.after.Reason, want) {
+			tr.Errorf("the reason does not say %q", want)
+		}
+	}
+	unheard := tr.k == killCLI || tr.k == killDaemon
+	late := tr.k == killVMM && tr.point == "start.persist" // it had succeeded
+	if tr.a.tells == "" || unheard || late {
+		return
+	}
+	is := gone
+	if tr.after != nil {
+		is = tr.after.State
+	}
+	if (tr.code == 0) != (is == tr.a.tells) {
+		tr.Errorf("the command ended with %d, and the VM is %s", tr.code, is)
 	}
 }
