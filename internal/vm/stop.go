@@ -188,8 +188,10 @@ func (m *Manager) killVMM(ctx context.Context, id string, ended end) error {
 	case ended.gone == nil:
 		err = m.Helper.Kill(ctx, id)
 	default:
-		if err = m.Helper.BeginKill(ctx, id); err == nil {
+		if m.Helper.BeginKill(ctx, id) == nil {
 			err = awaitEnd(ctx, ended, killTime)
+		} else { // nobody knows whether it was killed
+			err = m.Helper.Kill(ctx, id)
 		}
 	}
 	if err != nil {

@@ -35,6 +35,8 @@ const gone api.State = "gone"
 type action struct {
 	name   string
 	points []string
+	// behind are those of the points that come behind the answer.
+	behind []string
 	// before is the state in which it finds the VM.
 	before api.State
 	args   func(vm string) []string
@@ -138,6 +140,7 @@ func actions() []action {
 		{name: "set image", points: []string{"set.stored"}, before: api.StateStopped,
 			args: vm("set", "--image", otherImage), ends: always(api.StateStopped), check: checkImage, spoils: true},
 		{name: "delete", points: []string{"kill.intent", "delete.aside", "helper.vm.release", "delete.released", "delete.files"},
+			behind: []string{"helper.vm.release", "delete.released", "delete.files"},
 			before: api.StateRunning, args: vm("delete", "--force"), ends: deleted, tells: gone},
 	}
 }

@@ -37,9 +37,6 @@ func started(point string, k kind) api.State {
 	return api.StateFailed
 }
 
-// goesOn are the kinds that a change which has begun does not mind.
-var goesOn = []kind{killCLI, cancelled, killVMM}
-
 // refused are the kinds that make a change fail.
 var refused = []kind{full, broken, stalled}
 
@@ -50,19 +47,12 @@ func killed(point string, k kind) api.State {
 	return api.StateStopped
 }
 
-// deleted: what runs is killed first, and that is not taken back.
+// deleted: once the VMM is told to end, the delete goes on whatever happens.
 func deleted(point string, k kind) api.State {
-	switch {
-	case point == "kill.intent" && slices.Contains(refused, k):
+	if point == "kill.intent" && slices.Contains(refused, k) {
 		return api.StateRunning
-	case point == "kill.intent" && k == killDaemon:
-		return api.StateStopped
-	case slices.Contains(goesOn, k) || k == killDaemon || k == killHelper && !inHelper(point):
-		return gone
-	case point == "delete.files":
-		return api.StateFailed
 	}
-	return api.StateStopped
+	return gone
 }
 
 // restarted: whoever asked has gone, or has called it off, when the stop ends.
