@@ -51,6 +51,12 @@ func (h *host) activate(ctx context.Context, changed map[string]bool) error {
 			h.say("warning: cannot let the host forward packets: %v", err)
 		}
 	}
+	if changed[journalFile] {
+		// It keeps the consoles' streams, and reads its settings only when it starts.
+		if _, err := h.run(ctx, "systemctl", "try-restart", "systemd-journald@banger.service"); err != nil {
+			h.say("warning: the VMs' journal has its limits from the next boot on: %v", err)
+		}
+	}
 	// A package's unit may say what it said and still be another file.
 	reload := h.layout.Packaged && changed[paths.InstallFile]
 	for path := range changed {

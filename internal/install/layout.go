@@ -21,6 +21,7 @@ const (
 	cacheDir     = "/var/cache/banger"
 	modulesFile  = "/etc/modules-load.d/banger.conf"
 	udevFile     = "/etc/udev/rules.d/59-banger.rules"
+	journalFile  = "/etc/systemd/journald@banger.conf.d/10-banger.conf"
 
 	daemonRunDir = "/run/banger"
 
@@ -65,7 +66,7 @@ func (h *host) directories(own owner, files []file) []directory {
 			directory{path: filepath.Dir(h.layout.Libexec), mode: 0o755, shared: true},
 			directory{path: h.layout.Libexec, mode: 0o755})
 	}
-	for _, path := range []string{modulesFile, udevFile, paths.SysctlFile} {
+	for _, path := range []string{modulesFile, udevFile, journalFile, paths.SysctlFile} {
 		dirs = append(dirs, directory{path: filepath.Dir(path), mode: 0o755, shared: true})
 	}
 	for _, f := range files { // of drop-ins; administrators may have made them
@@ -129,6 +130,7 @@ func (h *host) want(own owner, uidBase int, from string) (w wanted, err error) {
 	w.files = append(append(w.files, owners...), textFile(paths.InstallFile, text),
 		stamped(modulesFile, modulesText, version.Version),
 		stamped(udevFile, udevText, version.Version),
+		stamped(journalFile, journalText, version.Version),
 		stamped(paths.SysctlFile, sysctlText, version.Version))
 	if _, err := os.Lstat(h.at(paths.ConfigFile)); os.IsNotExist(err) {
 		settings, err := config.Template()

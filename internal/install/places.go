@@ -18,7 +18,7 @@ import (
 func (h *host) checkPlaces() error {
 	for _, dir := range []string{h.layout.Bin, h.layout.Libexec, h.layout.Units, paths.AdminUnits, etcDir,
 		paths.HelperDir, filepath.Dir(paths.StateDir), filepath.Dir(cacheDir),
-		filepath.Dir(modulesFile), filepath.Dir(udevFile), filepath.Dir(paths.SysctlFile)} {
+		filepath.Dir(modulesFile), filepath.Dir(udevFile), filepath.Dir(journalFile), filepath.Dir(paths.SysctlFile)} {
 		if err := h.checkPlace(dir); err != nil {
 			return err
 		}

@@ -44,6 +44,19 @@ nf_tables
 const sysctlText = `net.ipv4.ip_forward = 1
 `
 
+// journalText bounds the journal of the VMs' consoles, which is apart from the
+// host's. What a VM may add is bounded in its unit, as lines a second.
+const journalText = `[Journal]
+SystemMaxUse=256M
+SystemMaxFileSize=16M
+RuntimeMaxUse=32M
+RuntimeMaxFileSize=4M
+SystemKeepFree=1G
+LineMax=4K
+ForwardToSyslog=no
+ForwardToWall=no
+`
+
 // udevText keeps udev from probing the disks of VMs: guests write what is on
 // them, and the probe runs as root. It also would hold them open at their end.
 const udevText = `ACTION=="remove", GOTO="banger_end"

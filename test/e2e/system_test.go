@@ -161,7 +161,7 @@ func TestUninstallLeavesWhatItSays(t *testing.T) {
 	for _, pattern := range []string{paths.Local.Bin + "/banger", paths.Local.Libexec, paths.InstallFile, paths.SysctlFile,
 		paths.AdminUnits + "/bangerd*", paths.AdminUnits + "/banger.*", paths.AdminUnits + "/banger-[^m]*", // banger-machine is the lab's
 		paths.AdminUnits + "/*.wants/bangerd*", paths.AdminUnits + "/*.wants/banger-[^m]*",
-		"/run/banger", "/run/banger-helper", "/etc/modules-load.d/banger.conf", "/etc/udev/rules.d/*banger*"} {
+		"/run/banger", "/run/banger-helper", "/etc/modules-load.d/banger.conf", "/etc/udev/rules.d/*banger*", "/etc/systemd/journald@banger*"} {
 		if left := glob(t, pattern); len(left) > 0 {
 			t.Errorf("left %q", left)
 		}

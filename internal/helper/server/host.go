@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
-	"strings"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -96,39 +94,51 @@ func checkCgroup() error {
 }
 
 // checkMount says whether jails can hold devices and programs, and hard links
-// of blobs.
+// of blobs. Every launch asks, so the mount table is not read.
 func (p Places) checkMount() error {
-	jails, err := mountOf(p.Jails)
+	jails, err := mountID(p.Jails)
 	if err != nil {
 		return err
 	}
-	blobs, err := mountOf(p.Blobs)
+	blobs, err := mountID(p.Blobs)
 	if err != nil {
 		return err
 	}
-	if jails.ID != blobs.ID {
+	if jails != blobs {
 		return fmt.Errorf("%s and %s are on different mounts", p.Jails, p.Blobs)
 	}
-	for option := range strings.SplitSeq(jails.Options, ",") {
-		if slices.Contains([]string{"nodev", "noexec", "ro"}, option) {
-			return fmt.Errorf("%s is mounted %s", jails.Mountpoint, option)
+	var st unix.Statfs_t
+	if err := unix.Statfs(p.Jails, &st); err != nil {
+		return fmt.Errorf("cannot ask for the filesystem of %s: %w", p.Jails, err)
+	}
+	for option, flag := range map[string]int64{"nodev": unix.ST_NODEV, "noexec": unix.ST_NOEXEC, "ro": unix.ST_RDONLY} {
+		if st.Flags&flag != 0 {
+			return fmt.Errorf("the filesystem of %s is mounted %s", p.Jails, option)
 		}
 	}
 	return nil
 }
 
+func mountID(path string) (uint64, error) {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_MNT_ID, &st); err != nil {
+		return 0, fmt.Errorf("cannot stat %s: %w", path, err)
+	}
+	if st.Mask&unix.STATX_MNT_ID == 0 {
+		return 0, errors.New("the kernel does not tell mounts apart; it must be 5.8 or newer")
+	}
+	return st.Mnt_id, nil
+}
+
 // mountOf finds the mount a directory is on by asking the directory, since
 // comparing paths cannot tell which of two stacked mounts is meant.
 func mountOf(path string) (*mountinfo.Info, error) {
-	var st unix.Statx_t
-	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_MNT_ID, &st); err != nil {
-		return nil, fmt.Errorf("cannot stat %s: %w", path, err)
-	}
-	if st.Mask&unix.STATX_MNT_ID == 0 {
-		return nil, errors.New("the kernel does not tell mounts apart; it must be 5.8 or newer")
+	id, err := mountID(path)
+	if err != nil {
+		return nil, err
 	}
 	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (bool, bool) {
-		found := uint64(m.ID) == st.Mnt_id
+		found := uint64(m.ID) == id
 		return !found, found
 	})
 	if err != nil {

@@ -29,7 +29,7 @@ func (p Places) jailRoot(id string) string { return filepath.Join(p.jail(id), "r
 // root can write to its parents, so it is new and all of it is ours; that it
 // must not exist keeps a jail that somebody else had in his hands from being
 // used again (CVE-2026-1386).
-func (p Places) stageJail(r helper.LaunchRequest, uid int, disks []device) (err error) {
+func (p Places) stageJail(r vmmBuild) (err error) {
 	if err := p.newJail(r.ID); err != nil {
 		return err
 	}
@@ -40,17 +40,20 @@ func (p Places) stageJail(r helper.LaunchRequest, uid int, disks []device) (err 
 			return err
 		}
 	}
+	if err := makeMountPoints(root, r.libraries); err != nil {
+		return err
+	}
 	for _, l := range []struct{ sha, path string }{{r.Kernel, paths.JailKernel}, {r.Initrd, paths.JailInitrd}} {
 		if err := p.linkBlob(l.sha, root+l.path); err != nil {
 			return err
 		}
 	}
-	for _, d := range disks {
-		if err := makeNode(root+d.jailPath, uid, d); err != nil {
+	for _, d := range r.disks {
+		if err := makeNode(root+d.jailPath, r.uid, d); err != nil {
 			return err
 		}
 	}
-	return makeFIFO(root+paths.JailMetrics, uid)
+	return makeFIFO(root+paths.JailMetrics, r.uid)
 }
 
 func (p Places) newJail(id string) error {

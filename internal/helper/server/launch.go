@@ -45,6 +45,14 @@ func checkLaunch(r helper.LaunchRequest) error {
 	return nil
 }
 
+// vmmBuild is what a VMM is started with.
+type vmmBuild struct {
+	helper.LaunchRequest
+	uid       int
+	disks     []device
+	libraries []string // directories of the host that it is to see
+}
+
 // launch starts the VMM and returns when it answers, or leaves no jail and no
 // unit.
 func (s *Server) launch(ctx context.Context, r helper.LaunchRequest) (out helper.Launched, err error) {
@@ -65,8 +73,11 @@ func (s *Server) launch(ctx context.Context, r helper.LaunchRequest) (out helper
 	if err := s.readyToLaunch(ctx, r.ID); err != nil {
 		return out, err
 	}
-	disks, err := attached(r.ID)
-	if err != nil {
+	b := vmmBuild{LaunchRequest: r, uid: slot.UID}
+	if b.libraries, err = s.vmmLibraries(); err != nil {
+		return out, err
+	}
+	if b.disks, err = attached(r.ID); err != nil {
 		return out, err
 	}
 	staged := false
@@ -80,7 +91,7 @@ func (s *Server) launch(ctx context.Context, r helper.LaunchRequest) (out helper
 		if err := s.places.forgetExit(r.ID); err != nil {
 			return err
 		}
-		err := s.places.stageJail(r, slot.UID, disks)
+		err := s.places.stageJail(b)
 		// A jail that was there before is not ours to remove.
 		staged = !errors.Is(err, errJailExists)
 		if err == nil {
@@ -90,7 +101,7 @@ func (s *Server) launch(ctx context.Context, r helper.LaunchRequest) (out helper
 	}); err != nil {
 		return out, err
 	}
-	if err := s.startVMM(ctx, r, slot.UID, disks); err != nil {
+	if err := s.startVMM(ctx, b); err != nil {
 		return out, err
 	}
 	if err := s.places.locked(r.ID, func() error {
@@ -109,6 +120,10 @@ func (s *Server) readyToLaunch(ctx context.Context, id string) error {
 		return api.Problemf(http.StatusPreconditionFailed, api.CodePrerequisite, "cannot use KVM: %v", err).
 			WithHint("run `banger doctor`")
 	}
+	if err := s.places.checkMount(); err != nil {
+		return api.Problemf(http.StatusPreconditionFailed, api.CodePrerequisite, "cannot make a jail: %v", err).
+			WithHint("keep %s on one filesystem, without nodev, noexec and ro", paths.HelperDir)
+	}
 	p, err := s.units.phase(ctx, id)
 	if err != nil {
 		return err
@@ -123,14 +138,14 @@ func (s *Server) readyToLaunch(ctx context.Context, id string) error {
 }
 
 // startVMM makes the namespace, starts the unit and waits for its API socket.
-func (s *Server) startVMM(ctx context.Context, r helper.LaunchRequest, uid int, disks []device) error {
+func (s *Server) startVMM(ctx context.Context, r vmmBuild) error {
 	run := filepath.Dir(s.places.jailRoot(r.ID) + paths.JailAPI)
 	sockets, err := watchDir(run, unix.IN_CREATE|unix.IN_MOVED_TO)
 	if err != nil {
 		return err
 	}
 	defer sockets.Close()
-	netns, err := s.makeNetNS(r.ID, uid)
+	netns, err := s.makeNetNS(r.ID, r.uid)
 	if err != nil {
 		return err
 	}
@@ -142,7 +157,7 @@ func (s *Server) startVMM(ctx context.Context, r helper.LaunchRequest, uid int, 
 		return err
 	}
 	defer w.close()
-	if err := s.units.start(ctx, r.ID, s.vmUnit(r, uid, disks, netns).properties()); err != nil {
+	if err := s.units.start(ctx, r.ID, s.vmUnit(r, netns).properties()); err != nil {
 		return err
 	}
 	if err := fault.Point(ctx, "launch.started"); err != nil {
@@ -159,7 +174,7 @@ func (s *Server) startVMM(ctx context.Context, r helper.LaunchRequest, uid int, 
 	stop()
 	<-appeared
 	if err == nil {
-		err = s.awaitListen(ctx, r.ID, uid)
+		err = s.awaitListen(ctx, r.ID, r.uid)
 	}
 	if ctx.Err() != nil {
 		return fmt.Errorf("cannot wait for the API socket of VM %s: %w", r.ID, errors.Join(err, ctx.Err()))
@@ -198,16 +213,18 @@ func (s *Server) awaitListen(ctx context.Context, id string, uid int) error {
 	}
 }
 
-func (s *Server) vmUnit(r helper.LaunchRequest, uid int, disks []device, netns string) vmUnit {
-	number := strconv.Itoa(uid)
+func (s *Server) vmUnit(r vmmBuild, netns string) vmUnit {
+	number := strconv.Itoa(r.uid)
 	return vmUnit{
 		id:  r.ID,
-		uid: uid,
+		uid: r.uid,
 		exec: []string{s.record.Jailer, "--id", r.ID, "--exec-file", s.record.Firecracker,
 			"--uid", number, "--gid", number, "--new-pid-ns",
 			"--chroot-base-dir", filepath.Dir(s.places.Jails), "--", "--api-sock", paths.JailAPI},
 		netns: netns,
-		disks: disks,
+		disks: r.disks,
+		root:  s.places.jailRoot(r.ID),
+		binds: r.libraries,
 		// Beside the guest's own: Firecracker, page tables, device queues, and
 		// some page cache for its disk.
 		memory: uint64(r.MemoryMiB+r.MemoryMiB/32+128) << 20,

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -200,6 +201,63 @@ func TestLabEndedEarly(t *testing.T) {
 	l.gone(sudden)
 	if len(s.netns) != 0 {
 		t.Error("a namespace is held")
+	}
+}
+
+// Where a jail could not work, a launch says so.
+func TestLabMountsThatTakeNoJail(t *testing.T) {
+	for option, flags := range map[string]uintptr{"": 0, "nodev": unix.MS_NODEV, "noexec": unix.MS_NOEXEC, "ro": unix.MS_RDONLY} {
+		dir := t.TempDir()
+		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, ""); err != nil {
+			t.Fatal(err)
+		}
+		p := Places{Jails: dir + "/jail", Blobs: dir + "/blob"}
+		err := errors.Join(os.Mkdir(p.Jails, 0o700), os.Mkdir(p.Blobs, 0o700), unix.Mount("", dir, "", unix.MS_REMOUNT|flags, ""))
+		got := p.checkMount()
+		apart := Places{Jails: p.Jails, Blobs: filepath.Dir(dir)}.checkMount()
+		if err := errors.Join(err, unix.Unmount(dir, 0)); err != nil {
+			t.Fatal(err)
+		}
+		if (got == nil) != (option == "") || got != nil && !strings.HasSuffix(got.Error(), " mounted "+option) {
+			t.Errorf("%q: %v", option, got)
+		}
+		if apart == nil || !strings.Contains(apart.Error(), "different mounts") {
+			t.Errorf("two filesystems: %v", apart)
+		}
+	}
+}
+
+// A Firecracker that is not static finds the host's libraries in its jail: ls, in
+// its place, gets as far as to refuse Firecracker's options, which its status tells.
+func TestLabDynamicVMM(t *testing.T) {
+	l := newLife(t)
+	l.attach()
+	dir, err := os.MkdirTemp("/usr/local/libexec", "test-") //nolint:usetesting // not below /tmp: each parent has to be root's alone
+	l.must(err)
+	defer os.RemoveAll(dir)
+	l.must(os.Chmod(dir, 0o755))
+	raw, err := os.ReadFile("/usr/bin/ls")
+	l.must(err)
+	record := l.record
+	record.Firecracker = filepath.Join(dir, "firecracker")
+	l.must(errors.Join(os.WriteFile(record.Firecracker, raw, 0o755), os.Chmod(record.Firecracker, 0o755)))
+	s, err := New(record, InstalledPlaces())
+	l.must(err)
+	if needs, err := s.vmmLibraries(); err != nil || len(needs) == 0 {
+		t.Errorf("it needs %q, %v", needs, err)
+	}
+	_, err = s.launch(t.Context(), l.launchRequest())
+	t.Log(err)
+	if code(err) != helper.CodeVMMEnded || !strings.Contains(err.Error(), "exit status 2 ") {
+		t.Errorf("launch: %v", err)
+	}
+	l.gone(sudden) // its mounts, too
+	if out, err := exec.Command("/usr/bin/ls", "/usr/lib").Output(); err != nil || len(out) == 0 {
+		t.Errorf("the host's libraries: %q, %v", out, err)
+	}
+	s.record = l.record
+	if needs, err := s.vmmLibraries(); err != nil || len(needs) > 0 {
+		t.Errorf("the installed one needs %q, %v", needs, err)
 	}
 }
 

@@ -98,7 +98,8 @@ func Policy(w io.Writer, units fs.FS) error {
 	}
 	p.line("and, for each VM:")
 	s := &Server{record: installed.Record{Firecracker: "FIRECRACKER", Jailer: "JAILER"}, places: InstalledPlaces()}
-	p.properties(s.vmUnit(helper.LaunchRequest{ID: "ID"}, anyUID, nil, "/proc/HELPER/fd/N").properties())
+	p.properties(s.vmUnit(vmmBuild{LaunchRequest: helper.LaunchRequest{ID: "ID"}, uid: anyUID}, "/proc/HELPER/fd/N").properties())
+	p.line("BindReadOnlyPaths=%s of the host, in its jail, only if firecracker is not static", strings.Join(libraries, " "))
 	if err := p.unit(units, "Unit banger-fsck-ID.service, while a disk is checked", fsckDropIn); err != nil {
 		return err
 	}

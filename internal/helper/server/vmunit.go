@@ -40,7 +40,9 @@ type vmUnit struct {
 	exec   []string
 	netns  string // path
 	disks  []device
-	memory uint64 // bytes
+	root   string   // of the jail
+	binds  []string // directories of the host to be seen in it, read only
+	memory uint64   // bytes
 	tasks  uint64
 }
 
@@ -199,15 +201,33 @@ func allow(disks ...device) property {
 }
 
 func (u vmUnit) properties() []property {
-	return []property{
+	all := []property{
 		set("Description", "banger VM "+u.id),
 		set("Type", "forking"), // the jailer forks Firecracker into its pid namespace and exits
 		set("ExecStart", []execCommand{{u.exec[0], u.exec, false}}),
 		set("NetworkNamespacePath", u.netns),
 		allow(u.disks...),
 		set("MemoryMax", u.memory),
+		set("MemorySwapMax", u.memory), // else it could fill the host's swap
 		set("TasksMax", u.tasks),
 	}
+	if len(u.binds) > 0 {
+		all = append(all, set("BindReadOnlyPaths", bindsBelow(u.root, u.binds)))
+	}
+	return all
+}
+
+type bindMount struct {
+	Source, Destination string
+	IgnoreMissing       bool
+	Flags               uint64
+}
+
+func bindsBelow(root string, dirs []string) (out []bindMount) {
+	for _, d := range dirs {
+		out = append(out, bindMount{d, root + d, true, unix.MS_REC})
+	}
+	return out
 }
 
 func (s *systemd) start(ctx context.Context, id string, settings []property) error {
