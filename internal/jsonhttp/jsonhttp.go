@@ -149,23 +149,23 @@ func Handle[In, Out any](f func(context.Context, In) (Out, error)) http.Handler 
 
 func decode(w http.ResponseWriter, r *http.Request, in any) error {
 	// Not every writer has a connection. Without the deadline half a request
-	// would be held as long as its sender likes; after it, the connection is read
-	// only to notice that he left.
+	// would be held as long as its sender likes.
 	control := http.NewResponseController(w)
 	_ = control.SetReadDeadline(time.Now().Add(requestTime))
-	defer func() { _ = control.SetReadDeadline(time.Time{}) }()
 	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest))
 	d.DisallowUnknownFields()
 	err := d.Decode(in)
-	if errors.Is(err, io.EOF) { // an empty body is an empty request
-		return nil
-	}
-	if err != nil {
+	switch {
+	case errors.Is(err, io.EOF): // an empty body is an empty request
+	case err != nil:
 		return api.BadRequest("cannot read request: %v", err)
+	default:
+		if _, err := d.Token(); !errors.Is(err, io.EOF) {
+			return api.BadRequest("cannot read request: more than one JSON value")
+		}
 	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return api.BadRequest("cannot read request: more than one JSON value")
-	}
+	// From here on the connection is read only to notice that the caller left.
+	_ = control.SetReadDeadline(time.Time{})
 	return nil
 }
 

@@ -141,6 +141,12 @@ func TestHalfRequestsAreCut(t *testing.T) {
 	dial := served(t, s)
 	begun := time.Now()
 	header, body := dial(), dial()
+	// What is refused at once is not read without end either.
+	refused := map[string]net.Conn{}
+	for name, more := range map[string]string{"browser": "Origin: x\r\n", "no verb": "", "chunks": "Transfer-Encoding: chunked\r\nX-"} {
+		refused[name] = dial()
+		_, _ = io.WriteString(refused[name], "POST /v1/vm.none HTTP/1.1\r\nHost: h\r\n"+more+"Content-Length: 200000\r\n\r\n{")
+	}
 	if _, err := io.WriteString(header, "POST /v1/vm.res"); err != nil {
 		t.Fatal(err)
 	}
@@ -149,6 +155,17 @@ func TestHalfRequestsAreCut(t *testing.T) {
 		t.Errorf("half a body: %d", got)
 	}
 	_ = status(t, header, "") // closed, with a word or without
+	for name, c := range refused {
+		for end := time.Now().Add(bodyTime); ; <-time.After(50 * time.Millisecond) {
+			if _, err := io.WriteString(c, "x"); err != nil {
+				break
+			}
+			if time.Now().After(end) {
+				t.Errorf("%s: still read", name)
+				break
+			}
+		}
+	}
 	if d := time.Since(begun); d < bodyTime/2 || d > 2*bodyTime {
 		t.Errorf("cut after %s", d)
 	}

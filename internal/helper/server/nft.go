@@ -85,7 +85,7 @@ func nftProgram() (string, error) {
 		if err == nil {
 			return path, f.Close()
 		}
-		if !errors.Is(err, unix.ENOENT) {
+		if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR) { // /sbin may be a link
 			return "", err
 		}
 	}

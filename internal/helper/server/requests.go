@@ -143,17 +143,24 @@ func (s *Server) readBody(w http.ResponseWriter, r *http.Request) ([]byte, error
 			return nil, api.Problemf(http.StatusServiceUnavailable, helper.CodeBusy, "%d long requests are arriving", maxLong)
 		}
 	}
-	control := http.NewResponseController(w)
-	// Tests without a connection have no deadline to set. On a connection
-	// this cannot fail before a read does.
-	_ = control.SetReadDeadline(time.Now().Add(bodyTime))
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
 		return nil, api.BadRequest("cannot read request: %v", err)
 	}
 	// From here on the connection is read only to notice that the caller left.
-	_ = control.SetReadDeadline(time.Time{})
+	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
 	return body, nil
+}
+
+// arriveInTime bounds how long a request's body may take, also one that is not
+// wanted: the server reads on for a while before it closes a connection on
+// somebody who still sends.
+func arriveInTime(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// Before a read does, this cannot fail.
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTime))
+		next.ServeHTTP(w, r)
+	})
 }
 
 // pace lets a burst of requests pass and spreads out what comes beyond it. Those
