@@ -180,11 +180,11 @@ func (m *Manager) killVMM(ctx context.Context, v *store.VM, rep Reporter) error 
 	if err == nil {
 		err = m.killAndWait(ctx, v.ID, ended)
 	}
-	if err == nil {
-		err = fault.Point(ctx, "kill.ended")
-	}
 	if err != nil {
 		return m.notEnded(ctx, v, before, err)
+	}
+	if err := fault.Point(ctx, "kill.ended"); err != nil {
+		return errors.Join(err, m.stopped(ctx, v, ""))
 	}
 	return nil
 }
@@ -200,7 +200,9 @@ func (m *Manager) killAndWait(ctx context.Context, id string, ended end) error {
 		return m.Helper.Kill(ctx, id)
 	}
 	if err := m.Helper.BeginKill(ctx, id); err != nil {
-		return err
+		// A helper that ended in the middle may have told systemd or not.
+		m.Log.WarnContext(ctx, "killing once more", "vm", id, "error", err)
+		return m.Helper.Kill(ctx, id)
 	}
 	return awaitEnd(ctx, ended, killTime)
 }

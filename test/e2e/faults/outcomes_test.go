@@ -50,13 +50,21 @@ func killed(point string, k kind) api.State {
 	return api.StateStopped
 }
 
-// deleted: what runs is killed first, and that is not taken back.
+// deleted: what runs is killed first, and that is not taken back. Behind that a
+// delete that fails is tried again.
 func deleted(point string, k kind) api.State {
 	switch {
 	case point == "kill.intent" && slices.Contains(refused, k):
 		return api.StateRunning
 	case point == "kill.intent" && k == killDaemon:
 		return api.StateStopped
+	}
+	return gone
+}
+
+// erased: the delete of a VM that does not run.
+func erased(point string, k kind) api.State {
+	switch {
 	case slices.Contains(goesOn, k) || k == killDaemon || k == killHelper && !inHelper(point):
 		return gone
 	case point == "delete.files":
