@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -46,4 +47,16 @@ func TestOnlyACleanEndSparesTheCheck(t *testing.T) {
 	want(true, "both disks")
 	m.forgetCleanEnd(v.ID)
 	want(false, "the run after the next")
+}
+
+func TestAKillThatFailsInTheMiddleIsAskedForAgain(t *testing.T) {
+	h := &fakeHelper{fail: map[string]error{"begin kill": errors.New("banger-helper ended in the middle")}}
+	m := open(t, t.TempDir(), h, &fakeKernels{})
+	gone := make(chan struct{})
+	if err := m.killVMM(t.Context(), "0123456789ab", end{gone: gone}); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"begin kill", "kill"}; !slices.Equal(h.calls, want) {
+		t.Errorf("verbs %v, want %v", h.calls, want)
+	}
 }

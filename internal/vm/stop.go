@@ -172,7 +172,7 @@ func (m *Manager) kill(ctx context.Context, v *store.VM, rep Reporter) error {
 	if err := m.killVMM(ctx, v.ID, ended); err != nil {
 		return m.notEnded(ctx, v, before, err)
 	}
-	return m.stopped(ctx, v, "")
+	return errors.Join(fault.Point(ctx, "kill.ended"), m.stopped(ctx, v, ""))
 }
 
 // killTime is how long the kernel may take to end a VMM, whose memory it frees.
@@ -182,22 +182,18 @@ const killTime = 30 * time.Second
 // systemd's clean-up, which the next start and the release of the slot wait for.
 // Where nobody can watch the processes, systemd's word is awaited.
 func (m *Manager) killVMM(ctx context.Context, id string, ended end) error {
-	err := fault.Point(ctx, "kill.intent")
-	switch {
-	case err != nil:
-	case ended.gone == nil:
-		err = m.Helper.Kill(ctx, id)
-	default:
-		if m.Helper.BeginKill(ctx, id) == nil {
-			err = awaitEnd(ctx, ended, killTime)
-		} else { // nobody knows whether it was killed
-			err = m.Helper.Kill(ctx, id)
-		}
-	}
-	if err != nil {
+	if err := fault.Point(ctx, "kill.intent"); err != nil {
 		return err
 	}
-	return fault.Point(ctx, "kill.ended")
+	if ended.gone == nil {
+		return m.Helper.Kill(ctx, id)
+	}
+	if err := m.Helper.BeginKill(ctx, id); err != nil {
+		// A helper that ended in the middle may have told systemd or not.
+		m.Log.WarnContext(ctx, "killing once more", "vm", id, "error", err)
+		return m.Helper.Kill(ctx, id)
+	}
+	return awaitEnd(ctx, ended, killTime)
 }
 
 // settle makes a VM that does not run stopped. One left in stopping by a

@@ -35,8 +35,6 @@ const gone api.State = "gone"
 type action struct {
 	name   string
 	points []string
-	// behind are those of the points that come behind the answer.
-	behind []string
 	// before is the state in which it finds the VM.
 	before api.State
 	args   func(vm string) []string
@@ -99,6 +97,14 @@ func phaseOf(point string) string {
 	return ""
 }
 
+// behindDelete are passed when the delete of a VM that ran has been answered.
+var behindDelete = []string{"helper.vm.release", "delete.released", "delete.files"}
+
+// isBehind tells whether the point is passed when the command may have ended.
+func (a action) isBehind(point string) bool {
+	return a.name == "delete" && slices.Contains(behindDelete, point)
+}
+
 // startPoints are the ends of the phases, and moments within the helper's verbs.
 var startPoints = []string{
 	"helper.vm.reserve", "start.preflight", "start.cleanup_runtime", "helper.bridge.ensure", "start.bridge",
@@ -139,8 +145,9 @@ func actions() []action {
 			args: vm("set", "--disk", "128M"), ends: grown, check: checkDisk, spoils: true},
 		{name: "set image", points: []string{"set.stored"}, before: api.StateStopped,
 			args: vm("set", "--image", otherImage), ends: always(api.StateStopped), check: checkImage, spoils: true},
-		{name: "delete", points: []string{"kill.intent", "delete.aside", "helper.vm.release", "delete.released", "delete.files"},
-			behind: []string{"helper.vm.release", "delete.released", "delete.files"},
-			before: api.StateRunning, args: vm("delete", "--force"), ends: deleted, tells: gone},
+		{name: "delete", points: slices.Concat([]string{"kill.intent", "delete.aside"}, behindDelete), before: api.StateRunning,
+			args: vm("delete", "--force"), ends: deleted, tells: gone},
+		{name: "delete stopped", points: []string{"delete.aside", "helper.vm.release", "delete.released", "delete.files"},
+			before: api.StateStopped, args: vm("delete", "--force"), ends: erased, tells: gone},
 	}
 }

@@ -270,7 +270,7 @@ func (m *matrix) underWay(t testing.TB) (out []api.Operation) {
 // onlyBaseline waits until nothing is there that was not before.
 func (m *matrix) onlyBaseline(t testing.TB) {
 	t.Helper()
-	host.Eventually(t, 10*time.Second, func() error {
+	host.Eventually(t, cleanTime, func() error {
 		if now := host.Inventory(t); !slices.Equal(now, m.baseline) {
 			return fmt.Errorf("left behind: %s", difference(now, m.baseline))
 		}

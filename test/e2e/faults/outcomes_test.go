@@ -37,6 +37,9 @@ func started(point string, k kind) api.State {
 	return api.StateFailed
 }
 
+// goesOn are the kinds that a change which has begun does not mind.
+var goesOn = []kind{killCLI, cancelled, killVMM}
+
 // refused are the kinds that make a change fail.
 var refused = []kind{full, broken, stalled}
 
@@ -47,12 +50,24 @@ func killed(point string, k kind) api.State {
 	return api.StateStopped
 }
 
-// deleted: once the VMM is told to end, the delete goes on whatever happens.
+// deleted: what runs is killed first, and that is not taken back. Behind that a
+// delete that fails is tried again.
 func deleted(point string, k kind) api.State {
 	if point == "kill.intent" && slices.Contains(refused, k) {
 		return api.StateRunning
 	}
 	return gone
+}
+
+// erased: the delete of a VM that does not run.
+func erased(point string, k kind) api.State {
+	switch {
+	case slices.Contains(goesOn, k) || k == killDaemon || k == killHelper && !inHelper(point):
+		return gone
+	case point == "delete.files":
+		return api.StateFailed
+	}
+	return api.StateStopped
 }
 
 // restarted: whoever asked has gone, or has called it off, when the stop ends.

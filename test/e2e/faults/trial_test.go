@@ -110,24 +110,31 @@ func isGone(err error) bool {
 	return ok && p.Code == api.CodeNotFound
 }
 
-// vanished looks for what is left of a VM that was deleted.
+// vanished waits until nothing is left of a VM that was deleted.
 func (m *matrix) vanished(t testing.TB, v api.VM) {
 	t.Helper()
+	if host.Resolves(t, v.Name) {
+		t.Error("its name is still served")
+	}
 	m.onlyBaseline(t)
-	host.Eventually(t, 20*time.Second, func() error { // behind the answer
-		files := append(host.Glob(t, "/var/lib/banger/vms/*"+v.ID+"*"), host.Glob(t, paths.ExitDir+"/*"+v.ID+"*")...)
-		if v.ID != "" && len(files) != 0 {
-			return fmt.Errorf("files are left: %v", files)
+	if v.ID == "" { // it could not be made
+		return
+	}
+	host.Eventually(t, cleanTime, func() error {
+		for _, where := range []string{paths.StateDir + "/vms/", paths.ExitDir + "/"} {
+			if left := host.Glob(t, where+"*"+v.ID+"*"); len(left) != 0 {
+				return fmt.Errorf("files are left: %v", left)
+			}
 		}
 		if _, taken := host.Slots(t)[v.ID]; taken {
 			return errors.New("its slot is not free")
 		}
 		return nil
 	})
-	if host.Resolves(t, v.Name) {
-		t.Error("its name is still served")
-	}
 }
+
+// cleanTime is what passes until all is removed behind a command's answer.
+const cleanTime = 30 * time.Second
 
 // shortTime is enough for a start in the lab, mostly, and not too long to wait for.
 const shortTime = "20s"
@@ -198,7 +205,7 @@ func (tr *trial) inject(args []string) {
 			}
 			select {
 			case <-ended:
-				if _, err := os.Lstat(reached); err != nil && !slices.Contains(tr.a.behind, tr.point) {
+				if _, err := os.Lstat(reached); err != nil && !tr.a.isBehind(tr.point) {
 					tr.Fatalf("the command ended, and %s was not reached: %s", tr.point, &tr.cli)
 				}
 			default:
