@@ -48,7 +48,7 @@ func TestOwnerProcess(t *testing.T) {
 	t.Run("others", a.others)
 	t.Run("swaps", a.swaps)
 	t.Run("fuzz", a.fuzz)
-	for _, id := range []string{ownerA, ownerB, ownerForeign, ownerDummy} {
+	for _, id := range []string{ownerA, ownerB, ownerUnknown, ownerForeign, ownerDummy} {
 		a.call(t, "vm.release", body{"id": id}) // the last two are refused
 	}
 	t.Run("flood", a.flood)
