@@ -190,6 +190,9 @@ func (r *startRun) fsck(ctx context.Context, disk string) error {
 			r.m.Log.WarnContext(ctx, "the filesystem was mended", "vm", r.vm.ID, "disk", disk, "output", c.Output)
 		}
 		if p, ok := errors.AsType[*api.Problem](err); ok && p.Code == helper.CodeDamaged {
+			if r.repair {
+				return p.WithHint("nothing more can be done to it here; put a copy in its place, or `banger vm delete %s`", r.vm.Name)
+			}
 			return p.WithHint("`banger vm start --repair %s` mends it, and may move files to lost+found", r.vm.Name)
 		}
 		return err
