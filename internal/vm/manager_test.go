@@ -37,6 +37,12 @@ func (f *fakeHelper) do(verb string) error {
 	return f.fail[verb]
 }
 
+func (f *fakeHelper) called() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.calls)
+}
+
 func (f *fakeHelper) mend() {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -184,8 +184,8 @@ func TestPausedVMsEnd(t *testing.T) {
 		if err := m.Pause(t.Context(), v.ID, "", &stages{}); err != nil {
 			t.Fatal(err)
 		}
-		if err := end(m, v); err != nil || !slices.Contains(h.calls, "kill") {
-			t.Errorf("%s: %v, verbs %v", name, err, h.calls)
+		if err := end(m, v); err != nil || !slices.Contains(h.called(), "kill") {
+			t.Errorf("%s: %v, verbs %v", name, err, h.called())
 		}
 		if woken := slices.Contains(vmm.states, "Resumed"); woken != (name == "stop") {
 			t.Errorf("%s: Firecracker was told %v", name, vmm.states)

@@ -139,7 +139,9 @@ func (m *Manager) finishStop(id string) {
 		runs, err := unitRuns(id)
 		if err == nil && runs { // asked or not, paused or not: asking again changes nothing
 			if err = m.wake(m.ctx, v); err == nil {
-				err = m.shutdownGuest(m.ctx, v, ended, lateStop)
+				agent := m.jailOf(v).agent()
+				defer agent.Close()
+				err = m.shutdownGuest(m.ctx, v, agent, ended, lateStop)
 			}
 		}
 		if errors.Is(err, ErrEnding) {

@@ -87,3 +87,20 @@ func TestSparesCloseWhatTheyDoNotKeep(t *testing.T) {
 		t.Error("the late one is open")
 	}
 }
+
+func TestAStopTakesTheSpareConnection(t *testing.T) {
+	m := open(t, t.TempDir(), &fakeHelper{}, &fakeKernels{})
+	v := &store.VM{ID: "0123456789ab", StartedAt: time.Now()}
+	near, far := connected(t)
+	m.spares.put(v, near)
+	early := m.connectAhead(t.Context(), v)
+	early.close() // nobody took it
+	if _, err := far.Read(make([]byte, 1)); err == nil {
+		t.Error("it is still open")
+	}
+	early = m.connectAhead(t.Context(), v) // there is no jail to connect to
+	defer early.close()
+	if _, err := early.agent(m.jailOf(v)).Health(t.Context()); err == nil {
+		t.Error("a guest answered that is not there")
+	}
+}

@@ -28,7 +28,13 @@ func (m *Manager) stop(ctx context.Context, v *store.VM, timeout time.Duration, 
 	}
 	ended, done := m.watchEnd(v.ID)
 	defer done()
-	before := v.State
+	before, agent := v.State, m.jailOf(v).agent()
+	if before != api.StatePaused {
+		early := m.connectAhead(ctx, v)
+		defer early.close()
+		agent = early.agent(m.jailOf(v))
+	}
+	defer agent.Close()
 	if err := m.setState(ctx, v, api.StateStopping, ""); err != nil {
 		return err
 	}
@@ -40,7 +46,7 @@ func (m *Manager) stop(ctx context.Context, v *store.VM, timeout time.Duration, 
 		err = m.wake(ctx, v) // a frozen guest cannot shut down
 	}
 	if err == nil {
-		err = m.shutdownGuest(ctx, v, ended, timeout)
+		err = m.shutdownGuest(ctx, v, agent, ended, timeout)
 	}
 	if err == nil {
 		err = fault.Point(ctx, "stop.ended")
@@ -93,9 +99,7 @@ func untilEnding(ctx context.Context) (context.Context, context.CancelCauseFunc)
 // shutdownGuest asks the guest and waits for its end. A guest half way down
 // cannot be called back, so a cancellation does not end the waiting; only
 // bangerd's own end does.
-func (m *Manager) shutdownGuest(ctx context.Context, v *store.VM, ended end, timeout time.Duration) error {
-	agent := jailOf(v.ID, v.UID).agent()
-	defer agent.Close()
+func (m *Manager) shutdownGuest(ctx context.Context, v *store.VM, agent *guest.Client, ended end, timeout time.Duration) error {
 	askCtx, cancel := context.WithTimeout(ctx, min(agentTime, timeout))
 	defer cancel()
 	answer, err := agent.Shutdown(askCtx, guest.Shutdown{GraceSeconds: int(timeout.Seconds()/2) + 1})
