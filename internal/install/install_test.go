@@ -260,6 +260,7 @@ func TestInstallRefuses(t *testing.T) {
 			}
 		}, "cannot install jailer"},
 		"user banger": {"dev", func(f *fakeHost) { f.put("/etc/passwd", "banger:x:1001:1001::/:/bin/sh\n") }, `user named "banger"`},
+		"no ids left": {"dev", func(f *fakeHost) { f.put("/etc/subuid", "dev:100000:4294867295\n") }, "no run of 65536 free ids"},
 		"untrusted manifest": {"dev", func(f *fakeHost) {
 			f.put(manifestFile, `{"files":{},"dirs":[]}`)
 			if err := os.Chmod(f.at(manifestFile), 0o666); err != nil {

@@ -165,27 +165,43 @@ func (h *host) cut(after time.Duration, argv ...string) {
 // check looks at what is there after a boot, and returns how the subject is.
 func (h *host) check() string {
 	h.Helper()
+	vms := h.list()
+	subject := vms["subject"]
+	if len(vms) != 2 || vms["bystander"].State != api.StateCreated {
+		h.Fatalf("the VMs are %+v", vms)
+	}
+	if subject.State != api.StateStopped && (subject.State != api.StateFailed || subject.Reason == "") {
+		h.Errorf("the VM is %s (%s)", subject.State, subject.Reason)
+	}
+	h.wantNothingLeft(vms)
+	return string(subject.State) + " (" + subject.Reason + ")"
+}
+
+// list returns the VMs by name.
+func (h *host) list() map[string]api.VM {
+	h.Helper()
 	var vms []api.VM
 	if err := json.Unmarshal([]byte(h.must("banger", "vm", "list", "--json")), &vms); err != nil {
 		h.Fatal(err)
 	}
-	states := map[string]api.VM{}
+	named := map[string]api.VM{}
+	for _, v := range vms {
+		named[v.Name] = v
+	}
+	return named
+}
+
+// wantNothingLeft looks for what there is beside the disks of VMs that do not run.
+func (h *host) wantNothingLeft(vms map[string]api.VM) {
+	h.Helper()
 	ids := map[string]bool{}
 	for _, v := range vms {
-		states[v.Name], ids[v.ID] = v, true
-	}
-	if len(vms) != 2 || states["bystander"].State != api.StateCreated {
-		h.Fatalf("the VMs are %+v", vms)
-	}
-	subject := states["subject"]
-	if subject.State != api.StateStopped && (subject.State != api.StateFailed || subject.Reason == "") {
-		h.Errorf("the VM is %s (%s)", subject.State, subject.Reason)
+		ids[v.ID] = true
 	}
 	left := h.must("sh", "-c", "ls /var/lib/banger/vms; ls /sys/class/block | grep ^dm- || true; ls /sys/class/net | grep ^tap || true")
-	for _, word := range strings.Fields(left) {
+	for word := range strings.FieldsSeq(left) {
 		if !ids[word] {
 			h.Errorf("left behind: %s", word)
 		}
 	}
-	return string(subject.State) + " (" + subject.Reason + ")"
 }
