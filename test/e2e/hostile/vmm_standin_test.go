@@ -1,0 +1,190 @@
+//go:build e2e
+
+package hostile
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"banger/internal/paths"
+)
+
+// This test binary, installed in place of Firecracker, is a hostile VMM: what a
+// guest would have in its hands that broke out of Firecracker and got round its
+// filter. It answers as much of the API as bangerd needs to go on, and does what
+// the test asks it to, at the same socket.
+
+// plan is what it does before the helper takes its jail away. It stands behind
+// the end of the program.
+type plan struct{ At, Do string }
+
+// When it acts.
+const (
+	atStart = "start" // in place of listening
+	atVsock = "vsock" // at the last call before vm.handover
+)
+
+const planMark = "\nBANGER-HOSTILE-PLAN "
+
+func init() {
+	if filepath.Base(os.Args[0]) != "firecracker" {
+		return
+	}
+	err := beVMM()
+	fmt.Println("the hostile VMM ends:", err)
+	os.Exit(1)
+}
+
+func readPlan() (p plan, err error) {
+	raw, err := os.ReadFile("/firecracker")
+	if err != nil {
+		return p, err
+	}
+	if i := strings.LastIndex(string(raw), planMark); i >= 0 {
+		err = json.Unmarshal(raw[i+len(planMark):], &p)
+	}
+	return p, err
+}
+
+func beVMM() error {
+	if name := os.Getenv(attemptEnv); name != "" {
+		return attemptMain(name)
+	}
+	p, err := readPlan()
+	if err != nil {
+		return err
+	}
+	if p.At == atStart {
+		if err := misbehave(p.Do); err != nil {
+			return err
+		}
+		select {}
+	}
+	l, err := net.Listen("unix", paths.JailAPI)
+	if err != nil {
+		return err
+	}
+	return http.Serve(l, vmmAPI(p)) //nolint:gosec // no timeouts: it is a test's
+}
+
+func vmmAPI(p plan) http.Handler {
+	var running atomic.Bool
+	var disks []*os.File
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		state := "Not started"
+		if running.Load() {
+			state = "Running"
+		}
+		answer(w, map[string]string{"id": "x", "state": state, "vmm_version": "1.12.1", "app_name": "Firecracker"})
+	})
+	mux.HandleFunc("PUT /drives/{id}", func(w http.ResponseWriter, r *http.Request) {
+		f, err := os.OpenFile("/"+r.PathValue("id"), os.O_RDWR, 0)
+		disks = append(disks, f) // as Firecracker keeps them
+		refuse(w, err)
+	})
+	mux.HandleFunc("PUT /vsock", func(w http.ResponseWriter, _ *http.Request) {
+		_, err := net.Listen("unix", paths.JailVsock)
+		if err == nil && p.At == atVsock {
+			err = misbehave(p.Do)
+		}
+		refuse(w, err)
+	})
+	mux.HandleFunc("PUT /actions", func(w http.ResponseWriter, _ *http.Request) {
+		running.Store(true)
+		w.WriteHeader(http.StatusNoContent)
+	})
+	mux.HandleFunc("POST /attempts", func(w http.ResponseWriter, r *http.Request) {
+		var known facts
+		if err := json.NewDecoder(r.Body).Decode(&known); err != nil {
+			refuse(w, err)
+			return
+		}
+		all, err := tryAll(known)
+		if err != nil {
+			refuse(w, err)
+			return
+		}
+		answer(w, all)
+	})
+	mux.HandleFunc("POST /bomb/{kind}", func(w http.ResponseWriter, r *http.Request) {
+		refuse(w, bomb(r.PathValue("kind")))
+	})
+	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
+	return mux
+}
+
+func answer(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(v)
+}
+
+func refuse(w http.ResponseWriter, err error) {
+	if err == nil {
+		w.WriteHeader(http.StatusNoContent)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusBadRequest)
+	answer(w, map[string]string{"fault_message": err.Error()})
+}
+
+// misbehave is what a VMM can try while the jail's directories are its own.
+func misbehave(what string) error {
+	const bangerd, helper = "/run/banger/bangerd.sock", paths.HelperSocket
+	api := paths.JailAPI
+	switch what {
+	case "link the helper's socket":
+		return errors.Join(remove(api), os.Symlink(helper, api))
+	case "link bangerd's socket":
+		return errors.Join(remove(api), os.Symlink(bangerd, api))
+	case "link run to the host's":
+		return errors.Join(os.Rename("/run", "/old"), os.Symlink("/run/banger-helper", "/run"))
+	case "kernel as api.sock":
+		return errors.Join(remove(api), os.Rename(paths.JailKernel, api))
+	case "kernel as vsock.sock":
+		return errors.Join(remove(paths.JailVsock), os.Rename(paths.JailKernel, paths.JailVsock))
+	case "vsock.sock with two names":
+		return os.Link(paths.JailVsock, "/run/other")
+	case "a thousand files":
+		for i := range 1000 {
+			if err := os.WriteFile(fmt.Sprint("/run/", i), nil, 0o600); err != nil {
+				return err
+			}
+		}
+		return nil
+	case "swap":
+		go swap()
+		return nil
+	}
+	return fmt.Errorf("%q is unknown", what)
+}
+
+func remove(path string) error {
+	if err := os.Remove(path); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// swap exchanges, as fast as it can, what the helper looks at: run with a link
+// out of the jail, the socket with the kernel.
+func swap() {
+	_ = os.Symlink("/run/banger-helper", "/away")
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); {
+		_ = unix.Renameat2(unix.AT_FDCWD, "/run", unix.AT_FDCWD, "/away", unix.RENAME_EXCHANGE)
+		_ = unix.Renameat2(unix.AT_FDCWD, "/run", unix.AT_FDCWD, "/away", unix.RENAME_EXCHANGE)
+		_ = unix.Renameat2(unix.AT_FDCWD, paths.JailVsock, unix.AT_FDCWD, paths.JailKernel, unix.RENAME_EXCHANGE)
+		_ = unix.Renameat2(unix.AT_FDCWD, paths.JailVsock, unix.AT_FDCWD, paths.JailKernel, unix.RENAME_EXCHANGE)
+	}
+}
