@@ -94,7 +94,7 @@ func (d *Daemon) ids(ctx context.Context, wanted func(*store.VM) bool) (ids []st
 }
 
 // leftovers looks at the host first and at the records then: a VM has its
-// record before it has anything else, and as long as it has anything.
+// record before it has anything else, and as long as it has anything or is swept.
 func (d *Daemon) leftovers(ctx context.Context, f helper.HostFacts) (kernel, files doctor.Leftovers, err error) {
 	if kernel, files, err = d.host.Traces(f); err != nil {
 		return nil, nil, err
@@ -103,6 +103,7 @@ func (d *Daemon) leftovers(ctx context.Context, f helper.HostFacts) (kernel, fil
 	if err != nil {
 		return nil, nil, err
 	}
+	known = append(known, d.vms.Sweeping()...)
 	kernel.Forget(known)
 	d.host.ForgetEnded(kernel)
 	files.Forget(known)

@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"banger/api"
@@ -79,9 +82,20 @@ func (m *Manager) removeRunning(ctx context.Context, v *store.VM, rep Reporter) 
 	if err != nil && !errors.Is(err, fs.ErrNotExist) { // by a delete that bangerd's end cut off
 		return fmt.Errorf("cannot remove the directory of VM %q: %w", v.Name, err)
 	}
+	synced := make(chan error, 1)
+	if err == nil { // the new name is to be on the disk before the record goes
+		go func() { synced <- syncDir(filepath.Dir(dir)) }()
+	} else {
+		synced <- nil
+	}
 	rep.Stage("kill", "stopping firecracker")
-	if err := m.killVMM(ctx, v.ID, ended); err != nil {
-		return errors.Join(m.notEnded(ctx, v, v.State, err), os.Rename(aside, dir))
+	err = m.killVMM(ctx, v.ID, ended)
+	err = errors.Join(err, <-synced)
+	if errors.Is(err, errDying) { // bangerd's next start, or the next delete, goes on
+		return errors.Join(err, m.setState(ctx, v, api.StateStopping, ""))
+	}
+	if err != nil {
+		return errors.Join(m.notEnded(ctx, v, v.State, err), renameBack(aside, dir))
 	}
 	rep.Stage("remove", "removing the disk")
 	err = m.cleanupCapabilities(ctx, v)
@@ -91,12 +105,33 @@ func (m *Manager) removeRunning(ctx context.Context, v *store.VM, rep Reporter) 
 	if err == nil {
 		err = m.Store.DeleteVM(ctx, v.ID)
 	}
-	if err != nil { // a disk that is too full for it, say: then its room is made first
-		m.Log.WarnContext(ctx, "cannot remove the record before the disks", "vm", v.ID, "error", errors.Join(err, m.stopped(ctx, v, "")))
-		return errors.Join(os.Rename(aside, dir), m.erase(ctx, v))
+	if err == nil {
+		m.sweeps.begin(v.ID)
+		m.tasks.Go(func() { m.sweepUntilDone(v.ID) })
+		return nil
 	}
-	m.tasks.Go(func() { m.sweepUntilDone(v.ID) })
+	// A disk that is too full for it, say: then its room is made first.
+	m.Log.WarnContext(ctx, "cannot remove the record before the disks", "vm", v.ID, "error", err)
+	if err := m.stopped(ctx, v, ""); err != nil {
+		m.Log.WarnContext(ctx, "cannot record the end of a VM that is being deleted", "vm", v.ID, "error", err)
+	}
+	return errors.Join(renameBack(aside, dir), m.erase(ctx, v))
+}
+
+// renameBack is fine if there is nothing to rename.
+func renameBack(from, to string) error {
+	if err := os.Rename(from, to); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	return nil
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
 
 // Pauses between two attempts to sweep.
@@ -108,6 +143,7 @@ const (
 // sweepUntilDone tries again until it is done or bangerd ends, whose next start
 // goes on: nobody is left who could be told.
 func (m *Manager) sweepUntilDone(id string) {
+	defer m.sweeps.end(id)
 	for pause := sweepPause; ; pause = min(2*pause, sweepMaxPause) {
 		err := m.sweep(m.ctx, id)
 		if err == nil || m.ctx.Err() != nil {
@@ -120,6 +156,38 @@ func (m *Manager) sweepUntilDone(id string) {
 			return
 		}
 	}
+}
+
+// sweeps are the VMs without a record of which something may be left: those that
+// are swept now, and for a moment those that were, since whoever compares the host
+// with the records looks at one after the other.
+type sweeps struct {
+	mu  sync.Mutex
+	ids map[string]int
+}
+
+const sweepMemory = time.Minute
+
+func (s *sweeps) begin(id string) { s.add(id, 1) }
+
+func (s *sweeps) end(id string) { time.AfterFunc(sweepMemory, func() { s.add(id, -1) }) }
+
+func (s *sweeps) add(id string, n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ids == nil {
+		s.ids = map[string]int{}
+	}
+	if s.ids[id] += n; s.ids[id] == 0 {
+		delete(s.ids, id)
+	}
+}
+
+// Sweeping lists the VMs whose delete was answered and may not have ended.
+func (m *Manager) Sweeping() []string {
+	m.sweeps.mu.Lock()
+	defer m.sweeps.mu.Unlock()
+	return slices.Collect(maps.Keys(m.sweeps.ids))
 }
 
 // sweep removes what is left of a VM without a record; idempotent.
@@ -211,6 +279,7 @@ func (m *Manager) finishDeletes(ctx context.Context) {
 		v, err := m.Store.VMByID(ctx, id)
 		switch {
 		case errors.Is(err, store.ErrNotFound):
+			m.sweeps.begin(id)
 			m.tasks.Go(func() { m.sweepUntilDone(id) })
 			continue
 		case err == nil:

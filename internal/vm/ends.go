@@ -89,6 +89,13 @@ func (a *attendants) attended() []string {
 	return slices.Collect(maps.Keys(a.ending))
 }
 
+// intent is what a guest said last.
+func (a *attendants) intent(id string) string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.intents[id]
+}
+
 // note keeps what a guest does next, as long as it is listened to.
 func (a *attendants) note(id, action string) {
 	a.mu.Lock()

@@ -155,6 +155,8 @@ func describe(e helper.Exit) string {
 	switch {
 	case e.Result == "oom-kill":
 		return "firecracker was killed because its memory limit was reached"
+	case e.Status == "SYS":
+		return "firecracker was killed for a system call that its unit's filter does not hold (SystemCallFilter in banger-vm-.service.d)"
 	case e.ExitCode == "killed" || e.ExitCode == "dumped":
 		return "firecracker was killed by signal " + e.Status
 	case e.ExitCode == "exited" && e.Status == "0":

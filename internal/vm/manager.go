@@ -113,6 +113,7 @@ type Manager struct {
 	low      atomic.Bool // the disk is nearly full
 	activity activity
 	clean    cleanEnds
+	sweeps   sweeps
 	changes  []changer     // what makes a change true for a VM that runs
 	logs     chan struct{} // one for each journalctl
 

@@ -1,7 +1,10 @@
 package vm
 
 import (
+	"bufio"
+	"io"
 	"net"
+	"net/http"
 	"path/filepath"
 	"testing"
 	"time"
@@ -98,9 +101,23 @@ func TestAStopTakesTheSpareConnection(t *testing.T) {
 	if _, err := far.Read(make([]byte, 1)); err == nil {
 		t.Error("it is still open")
 	}
-	early = m.connectAhead(t.Context(), v) // there is no jail to connect to
+	near, far = connected(t)
+	m.spares.put(v, near)
+	go func() {
+		r, err := http.ReadRequest(bufio.NewReader(far))
+		if err == nil && r.URL.Path == "/v1/shutdown" {
+			_, _ = io.WriteString(far, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 14\r\n\r\n{\"sound\":true}")
+		}
+	}()
+	early = m.connectAhead(t.Context(), v)
 	defer early.close()
-	if _, err := early.agent(m.jailOf(v)).Health(t.Context()); err == nil {
+	agent := early.agent(m.jailOf(v))
+	defer agent.Close()
+	if answer, err := askToEnd(t.Context(), agent, time.Minute); err != nil || !answer.Sound {
+		t.Errorf("over the spare connection: %+v, %v", answer, err)
+	}
+	agent.Close()
+	if _, err := agent.Health(t.Context()); err == nil { // there is no jail for a second one
 		t.Error("a guest answered that is not there")
 	}
 }

@@ -100,9 +100,12 @@ func untilEnding(ctx context.Context) (context.Context, context.CancelCauseFunc)
 // cannot be called back, so a cancellation does not end the waiting; only
 // bangerd's own end does.
 func (m *Manager) shutdownGuest(ctx context.Context, v *store.VM, agent *guest.Client, ended end, timeout time.Duration) error {
-	askCtx, cancel := context.WithTimeout(ctx, min(agentTime, timeout))
-	defer cancel()
-	answer, err := agent.Shutdown(askCtx, guest.Shutdown{GraceSeconds: int(timeout.Seconds()/2) + 1})
+	answer, err := askToEnd(ctx, agent, timeout)
+	if err != nil { // once more: that connection may have been an old one, and asking twice changes nothing
+		agent := m.jailOf(v).agent()
+		defer agent.Close()
+		answer, err = askToEnd(ctx, agent, timeout)
+	}
 	if err != nil {
 		return fmt.Errorf("cannot ask the guest to shut down: %w", err)
 	}
@@ -112,10 +115,17 @@ func (m *Manager) shutdownGuest(ctx context.Context, v *store.VM, agent *guest.C
 	if err := awaitEnd(ctx, ended, timeout); err != nil {
 		return err
 	}
-	if answer.Sound {
+	// Its init has said that it ends: no panic, and nobody's patience was over.
+	if answer.Sound && m.guests.intent(v.ID) == guest.ActionReboot {
 		m.noteCleanEnd(v)
 	}
 	return nil
+}
+
+func askToEnd(ctx context.Context, agent *guest.Client, timeout time.Duration) (guest.Ending, error) {
+	ctx, cancel := context.WithTimeout(ctx, min(agentTime, timeout))
+	defer cancel()
+	return agent.Shutdown(ctx, guest.Shutdown{GraceSeconds: int(timeout.Seconds()/2) + 1})
 }
 
 func awaitEnd(ctx context.Context, ended end, timeout time.Duration) error {
@@ -173,7 +183,11 @@ func (m *Manager) kill(ctx context.Context, v *store.VM, rep Reporter) error {
 		m.Log.ErrorContext(ctx, "cannot store the intent", "vm", v.ID, "error", err)
 	}
 	rep.Stage("kill", "stopping firecracker")
-	if err := m.killVMM(ctx, v.ID, ended); err != nil {
+	err := m.killVMM(ctx, v.ID, ended)
+	if errors.Is(err, errDying) {
+		return err // stopped when it has ended
+	}
+	if err != nil {
 		return m.notEnded(ctx, v, before, err)
 	}
 	return errors.Join(fault.Point(ctx, "kill.ended"), m.stopped(ctx, v, ""))
@@ -181,6 +195,9 @@ func (m *Manager) kill(ctx context.Context, v *store.VM, rep Reporter) error {
 
 // killTime is how long the kernel may take to end a VMM, whose memory it frees.
 const killTime = 30 * time.Second
+
+// errDying: it was killed and has not ended, as when the kernel waits for a disk.
+var errDying = errors.New("firecracker was killed and does not end")
 
 // killVMM returns when the VMM's processes have ended. What they held is removed by
 // systemd's clean-up, which the next start and the release of the slot wait for.
@@ -197,7 +214,10 @@ func (m *Manager) killVMM(ctx context.Context, id string, ended end) error {
 		m.Log.WarnContext(ctx, "killing once more", "vm", id, "error", err)
 		return m.Helper.Kill(ctx, id)
 	}
-	return awaitEnd(ctx, ended, killTime)
+	if err := awaitEnd(ctx, ended, killTime); err != nil {
+		return fmt.Errorf("%w: %w", errDying, err)
+	}
+	return nil
 }
 
 // settle makes a VM that does not run stopped. One left in stopping by a

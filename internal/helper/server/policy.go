@@ -51,7 +51,7 @@ func Policy(w io.Writer, units fs.FS) error {
 
 	p.head("Who may ask")
 	p.line("root and the installation's owner, by the socket's mode and by the uid that the kernel tells of the caller.")
-	p.line("At most %d requests at a time, %d in a burst and %d a second after that, each of at most %d bytes;", maxActive, burst, int(1e9/interval.Nanoseconds()), maxBody)
+	p.line("The owner has at most %d requests at a time, %d in a burst and %d a second after that, each of at most %d bytes;", maxActive, burst, int(1e9/interval.Nanoseconds()), maxBody)
 	p.line("at most %d connections of each of them, and %s for a request to arrive.", maxConns, bodyTime)
 	p.line("Every request is logged: verb, operation, VM, milliseconds, outcome.")
 

@@ -68,8 +68,14 @@ func TestPace(t *testing.T) {
 		}
 		gone, cancel := context.WithCancel(t.Context())
 		cancel()
-		if err := p.wait(gone); err == nil {
-			t.Error("who left was served")
+		for range 10_000 {
+			if err := p.wait(gone); err == nil {
+				t.Fatal("who left was served")
+			}
+		}
+		begun = time.Now()
+		if err := p.wait(t.Context()); err != nil || time.Since(begun) > 2*interval {
+			t.Errorf("behind those who left: %s, %v", time.Since(begun), err)
 		}
 		time.Sleep(time.Hour)
 		begun = time.Now()

@@ -124,7 +124,23 @@ func (s *seal) entry(dir *os.File, name string, depth int) error {
 	case unix.S_IFDIR:
 		return s.directory(f, depth-1)
 	case unix.S_IFREG:
-		return s.take(f)
+		return errors.Join(s.take(f), s.closeToWriters(f, st))
+	}
+	return nil
+}
+
+// closeToWriters takes away what a VMM may have given to everybody or, by an ACL,
+// to itself, in a file that was its own.
+func (s *seal) closeToWriters(f *os.File, st unix.Stat_t) error {
+	if int(st.Uid) != s.uid {
+		return nil // never was
+	}
+	path := fmt.Sprintf("/proc/self/fd/%d", f.Fd())
+	if err := unix.Removexattr(path, "system.posix_acl_access"); err != nil && !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.EOPNOTSUPP) {
+		return fmt.Errorf("cannot take the ACL off %q: %w", f.Name(), err)
+	}
+	if err := unix.Chmod(path, st.Mode&0o755); err != nil {
+		return fmt.Errorf("cannot close %q to writers: %w", f.Name(), err)
 	}
 	return nil
 }
