@@ -143,7 +143,7 @@ const maxConns = 4096
 // finish and cancels the operations that are under way.
 func (d *Daemon) Serve(ctx context.Context, l net.Listener) error {
 	d.server = jsonhttp.NewServer(jsonhttp.OnlyUIDs(d.routes(), uint32(d.record.UID)))
-	jsonhttp.LimitConns(d.server, maxConns)
+	l = jsonhttp.LimitConns(d.server, l, maxConns)
 	failed := make(chan error, 1)
 	go func() { failed <- d.server.Serve(l) }()
 	select {

@@ -6,18 +6,21 @@ import (
 	"sync"
 )
 
-// LimitConns makes s hold at most limit connections of each uid at a time and
-// close at once what comes beyond, so that who opens too many hinders nobody of
-// another uid, root above all. A connection that was hijacked does not count any
-// more. Call it before s serves.
-func LimitConns(s *http.Server, limit int) {
-	c := &conns{limit: limit, uids: map[net.Conn]uint32{}, open: map[uint32]int{}}
+// LimitConns makes s hold at most limit connections of each uid at a time, of
+// those that come by the listener it returns. What comes beyond is closed at once,
+// at the least possible cost, so that who opens too many hinders nobody of another
+// uid, root above all. A connection that was hijacked does not count any more.
+// Call it before s serves.
+func LimitConns(s *http.Server, l net.Listener, limit int) net.Listener {
+	c := &conns{Listener: l, limit: limit, uids: map[net.Conn]uint32{}, open: map[uint32]int{}}
 	s.ConnState = c.changed
+	return c
 }
 
-// conns counts connections. http.Server tells of each when it is new, in turn,
-// and when it is closed or hijacked.
+// conns counts connections. http.Server tells of each when it is closed or
+// hijacked.
 type conns struct {
+	net.Listener
 	limit int
 
 	mu   sync.Mutex
@@ -25,15 +28,19 @@ type conns struct {
 	open map[uint32]int      // guarded by mu
 }
 
-func (c *conns) changed(conn net.Conn, state http.ConnState) {
-	switch state {
-	case http.StateNew:
-		if !c.add(conn) {
-			_ = conn.Close() // the server finds out when it reads
+func (c *conns) Accept() (net.Conn, error) {
+	for {
+		conn, err := c.Listener.Accept()
+		if err != nil || c.add(conn) {
+			return conn, err
 		}
-	case http.StateClosed, http.StateHijacked:
+		_ = conn.Close() // whoever it was has too many
+	}
+}
+
+func (c *conns) changed(conn net.Conn, state http.ConnState) {
+	if state == http.StateClosed || state == http.StateHijacked {
 		c.remove(conn)
-	case http.StateActive, http.StateIdle:
 	}
 }
 

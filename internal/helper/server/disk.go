@@ -251,7 +251,7 @@ func (r recipe) make(ctx context.Context, dm *dmControl) (st dmStatus, err error
 		}
 	}()
 	if err := dm.load(name, r.table(loops)); err != nil {
-		return st, err
+		return st, r.unloadable(err)
 	}
 	if err := fault.Point(ctx, "attach.loaded"); err != nil {
 		return st, err
@@ -263,6 +263,16 @@ func (r recipe) make(ctx context.Context, dm *dmControl) (st dmStatus, err error
 		err = r.check(st)
 	}
 	return st, err
+}
+
+// unloadable tells an overlay that the kernel does not take for one from what is
+// no fault of the caller's.
+func (r recipe) unloadable(err error) error {
+	if r.kind != "snapshot" || !errors.Is(err, unix.ENXIO) {
+		return err
+	}
+	return api.Problemf(http.StatusUnprocessableEntity, helper.CodeDamaged, "the overlay of disk %s is damaged: the kernel finds no snapshot in it", r.name()).
+		WithHint("what the guest wrote to its root disk is lost, unless there is a copy of overlay.cow; the work disk is another file")
 }
 
 func (r recipe) table(loops []*loopDevice) dmTarget {

@@ -57,7 +57,7 @@ func served(t *testing.T, s *Server) (dial func() net.Conn) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv := s.httpServer()
+	srv, l := s.httpServer(l)
 	ended := make(chan error, 1)
 	go func() { ended <- srv.Serve(l) }()
 	t.Cleanup(func() {

@@ -90,6 +90,8 @@ func pathProblem(path string, err error) error {
 		return api.BadRequest("cannot open %.200q: symlinks are not followed", path)
 	case errors.Is(err, unix.EXDEV):
 		return api.BadRequest("cannot open %.200q: it leaves the state directory", path)
+	case errors.Is(err, unix.EPERM): // a device that the unit's rules do not allow
+		return api.BadRequest("cannot open %.200q: it is no file of the owner", path)
 	case errors.Is(err, unix.ENXIO), errors.Is(err, unix.EISDIR), errors.Is(err, unix.ENOTDIR),
 		errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENAMETOOLONG):
 		return api.BadRequest("cannot open %.200q: %v", path, errors.Unwrap(err))

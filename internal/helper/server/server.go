@@ -86,7 +86,7 @@ func New(record installed.Record, p Places) (*Server, error) {
 // Serve answers requests until ctx ends, or until there has been nothing to do
 // for a while and no VM is left. It waits for requests under way.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
-	srv := s.httpServer()
+	srv, l := s.httpServer(l)
 	failed := make(chan error, 2)
 	go func() { failed <- srv.Serve(l) }()
 	watchCtx, stopWatch := context.WithCancel(ctx)
@@ -116,11 +116,10 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 
 // httpServer serves one request for each connection: a caller never holds a
 // connection of a helper that has gone meanwhile.
-func (s *Server) httpServer() *http.Server {
+func (s *Server) httpServer(l net.Listener) (*http.Server, net.Listener) {
 	srv := jsonhttp.NewServer(arriveInTime(jsonhttp.OnlyUIDs(s.Handler(), uint32(s.record.UID))))
 	srv.SetKeepAlivesEnabled(false)
-	jsonhttp.LimitConns(srv, maxConns)
-	return srv
+	return srv, jsonhttp.LimitConns(srv, l, maxConns)
 }
 
 // idle reports whether nobody would miss this process. A jail stands for a VM.

@@ -38,7 +38,7 @@ func TestDamagedDisks(t *testing.T) {
 	inventory, files := host.Inventory(t), host.VMFiles(t)
 	host.Must(t, "vm", "run", "-d", "--name", "neighbour", "--image", "disk-tiny", "--memory", "128M")
 	others := keepUsing(t, "neighbour")
-	host.Must(t, "vm", "run", "-d", "--name", "victim", "--image", "disk-tiny", "--memory", "128M", "--disk", "64M")
+	host.Must(t, "vm", "run", "-d", "--name", "victim", "--image", "disk-tiny", "--memory", "128M", "--disk", "512M")
 	host.Must(t, "vm", "exec", "victim", "--", "sh", "-c", "echo kept > /root/kept; echo kept > /kept; sync")
 	host.Must(t, "vm", "stop", "victim")
 	dir := paths.StateDir + "/vms/" + showVM(t, "victim").ID + "/"
@@ -61,10 +61,10 @@ func damages() []damage {
 		{"garbage in the first blocks", "work.ext4", garbage(4096, 256<<10), nil, false},
 		{"a journal of garbage", "work.ext4", journal, nil, true},
 		{"garbage everywhere", "work.ext4", garbage(0, 64<<20), []string{damaged}, false},
-		{"half the size", "work.ext4", truncate(32 << 20), nil, true},
-		{"an odd size", "work.ext4", truncate(64<<20 + 1), []string{"multiple of"}, false},
+		{"half the size", "work.ext4", truncate(256 << 20), nil, true},
+		{"an odd size", "work.ext4", truncate(512<<20 + 1), []string{"multiple of"}, false},
 		{"nothing in it", "work.ext4", truncate(0), nil, false},
-		{"no snapshot in the overlay", "overlay.cow", garbage(0, 4096), []string{""}, false},
+		{"no snapshot in the overlay", "overlay.cow", garbage(0, 4096), []string{"overlay", "hint:"}, false},
 		{"a symlink to the host", "work.ext4", symlinked, []string{""}, false},
 	}
 }

@@ -83,6 +83,10 @@ func plantOwners(t *testing.T) string {
 	for name, size := range map[string]int64{"good": goodSize, "over": goodSize, "work": goodSize, "twice": goodSize, "odd": 4097, "empty": 0} {
 		writeSized(t, dir+"/"+name, size, 0o600)
 	}
+	// An overlay begins with nothing, or with a snapshot's mark.
+	if err := errors.Join(os.Truncate(dir+"/over", 0), os.Truncate(dir+"/over", goodSize)); err != nil {
+		t.Fatal(err)
+	}
 	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: dir + "/sock", Net: "unix"})
 	if err != nil {
 		t.Fatal(err)

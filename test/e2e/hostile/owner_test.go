@@ -109,7 +109,7 @@ func attack(t *testing.T, vm string) (sent int) {
 	t.Helper()
 	owner := host.Owner(t)
 	program := copySelf(t)
-	c := exec.CommandContext(t.Context(), program, "-test.run=^TestOwnerProcess$", "-test.v", "-test.timeout=5m")
+	c := exec.CommandContext(t.Context(), program, "-test.run=^TestOwnerProcess$", "-test.v", "-test.timeout=10m")
 	c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(owner.UID), Gid: uint32(owner.GID)}}
 	c.Env, c.Dir = []string{ownerRole + "=1", ownerVM + "=" + vm, "PATH=/usr/bin:/bin"}, "/"
 	c.Stderr = os.Stderr
