@@ -40,6 +40,12 @@ type VM struct {
 	Restart   Restart `json:"restart,omitempty"`
 	// IdleStopSeconds stops the VM when nobody used it for so long; 0 = never.
 	IdleStopSeconds int `json:"idle_stop_seconds,omitempty"`
+	// Weights are the VM's share of what the host has too little of, 1 to 10000;
+	// 0 = 100. Ceilings hold always; 0 = none.
+	CPUWeight      int   `json:"cpu_weight,omitempty"`
+	IOWeight       int   `json:"io_weight,omitempty"`
+	CPULimitMillis int   `json:"cpu_limit_millis,omitempty" doc:"thousandths of a CPU"`
+	IOLimitBytes   int64 `json:"io_limit_bytes,omitempty" doc:"a second, of each disk, for reading and for writing"`
 	// Ephemeral: it is deleted when nobody holds its lease any more.
 	Ephemeral bool `json:"ephemeral,omitempty"`
 	// Stale names what was changed and holds only after a restart.
@@ -95,6 +101,10 @@ type VMSpec struct {
 	Autostart       bool    `json:"autostart,omitempty"`
 	Restart         Restart `json:"restart,omitempty" enum:"no,on-failure,always,never"`
 	IdleStopSeconds *int    `json:"idle_stop_seconds,omitempty"`
+	CPUWeight       *int    `json:"cpu_weight,omitempty"`
+	IOWeight        *int    `json:"io_weight,omitempty"`
+	CPULimitMillis  *int    `json:"cpu_limit_millis,omitempty"`
+	IOLimitBytes    *int64  `json:"io_limit_bytes,omitempty"`
 	// NoStart only creates the record.
 	NoStart bool `json:"no_start,omitempty"`
 	// Ephemeral has the VM deleted, running or not, once the connections that
@@ -116,6 +126,10 @@ type VMChange struct {
 	Autostart       *bool    `json:"autostart,omitempty"`
 	Restart         *Restart `json:"restart,omitempty" enum:"no,on-failure,always,never"`
 	IdleStopSeconds *int     `json:"idle_stop_seconds,omitempty"`
+	CPUWeight       *int     `json:"cpu_weight,omitempty"`
+	IOWeight        *int     `json:"io_weight,omitempty"`
+	CPULimitMillis  *int     `json:"cpu_limit_millis,omitempty"`
+	IOLimitBytes    *int64   `json:"io_limit_bytes,omitempty"`
 }
 
 // Stats are the figures of a running VM: what its VMM has taken from the host

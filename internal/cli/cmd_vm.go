@@ -120,8 +120,10 @@ func (a *App) showVM(vm api.VM, timing bool) error {
 		{"nat", strconv.FormatBool(vm.NAT)}, {"network", vm.Network},
 		{"autostart", orNothing(vm.Autostart, "true")}, {"restart", string(vm.Restart)},
 		{"idle stop", orNothing(vm.IdleStopSeconds > 0, (time.Duration(vm.IdleStopSeconds) * time.Second).String())},
-		{"ephemeral", orNothing(vm.Ephemeral, "true")}, {"stale", strings.Join(vm.Stale, ", ")},
-		{"unit", vm.Unit}, {"created", when(vm.CreatedAt)}, {"started", when(vm.StartedAt)}}
+		{"ephemeral", orNothing(vm.Ephemeral, "true")}}
+	facts = append(facts, shareFacts(vm)...)
+	facts = append(facts, [][2]string{{"stale", strings.Join(vm.Stale, ", ")},
+		{"unit", vm.Unit}, {"created", when(vm.CreatedAt)}, {"started", when(vm.StartedAt)}}...)
 	if g := vm.Guest; g != nil {
 		facts = append(facts, [2]string{"guest kernel", g.Kernel}, [2]string{"guest init", g.Init},
 			[2]string{"boot id", g.BootID}, [2]string{"agent", g.Agent})

@@ -206,7 +206,8 @@ func (s *specFlags) spec(cmd *cobra.Command) (api.VMSpec, error) {
 		return api.VMSpec{}, err
 	}
 	spec := api.VMSpec{Name: s.name, Image: s.image, Kernel: s.kernel, VCPU: c.VCPU, MemoryMiB: c.MemoryMiB, DiskBytes: c.DiskBytes,
-		NAT: c.NAT, Network: s.network, Autostart: s.autostart, IdleStopSeconds: c.IdleStopSeconds}
+		NAT: c.NAT, Network: s.network, Autostart: s.autostart, IdleStopSeconds: c.IdleStopSeconds,
+		CPUWeight: c.CPUWeight, IOWeight: c.IOWeight, CPULimitMillis: c.CPULimitMillis, IOLimitBytes: c.IOLimitBytes}
 	if c.Restart != nil {
 		spec.Restart = *c.Restart
 	}

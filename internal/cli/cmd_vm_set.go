@@ -19,6 +19,7 @@ type settingFlags struct {
 	image, kernel, memory, disk, network, restart, idle string
 	vcpu                                                int
 	nat, autostart                                      bool
+	shares                                              shareFlags
 }
 
 var policies = []string{string(api.RestartNo), string(api.RestartOnFailure), string(api.RestartAlways), string(api.RestartNever)}
@@ -35,6 +36,7 @@ func (a *App) settingFlags(cmd *cobra.Command, s *settingFlags, otherwise string
 	f.BoolVar(&s.autostart, "autostart", false, "start it when the host has booted")
 	f.StringVar(&s.restart, "restart", "", "what follows an end nobody asked for: "+strings.Join(policies, ", "))
 	f.StringVar(&s.idle, "idle-stop", "", "stop it when nobody used it for so long, e.g. 30m; 0 = never")
+	s.shares.add(cmd)
 	complete(cmd, "image", a.completeImages)
 	complete(cmd, "kernel", a.completeKernels)
 	complete(cmd, "restart", completePolicies)
@@ -79,6 +81,9 @@ func (s *settingFlags) change(cmd *cobra.Command) (api.VMChange, error) {
 		policy := api.Restart(s.restart)
 		c.Restart = &policy
 	}
+	if err := s.shares.change(cmd, &c); err != nil {
+		return c, err
+	}
 	err := s.sizes(cmd, &c)
 	return c, err
 }
@@ -122,11 +127,13 @@ func (a *App) vmSetCommand() *cobra.Command {
 		Use: "set NAME... [flags]", Short: "Change the settings of VMs",
 		Long: `What is not given stays as it is. A VM that does not run gets all of it with its
 next start. One that runs gets disk, nat, network, autostart, restart and idle-stop
-at once; the command says what has to wait for a restart. Another image needs a VM
+at once; the command says what has to wait for a restart, as all of vcpu, memory,
+kernel, cpu-weight, io-weight, cpu-limit and io-limit do. Another image needs a VM
 that does not run: it gets a new root disk, and keeps its work disk.`,
 		Example: `  banger vm set box --memory 4G --vcpu 4
   banger vm set box --disk 50G            more room, also while it runs
   banger vm set box web --nat=false
+  banger vm set box --cpu-weight 20 --cpu-limit none
   banger vm set box --name crate`,
 		Args:              args(1, -1, "the name of at least one VM"),
 		ValidArgsFunction: a.completeVMs,

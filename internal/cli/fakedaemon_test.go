@@ -226,6 +226,14 @@ func (d *fakeDaemon) createVM(w http.ResponseWriter, r *http.Request) {
 	if spec.IdleStopSeconds != nil {
 		vm.IdleStopSeconds = *spec.IdleStopSeconds
 	}
+	for to, value := range map[*int]*int{&vm.CPUWeight: spec.CPUWeight, &vm.IOWeight: spec.IOWeight, &vm.CPULimitMillis: spec.CPULimitMillis} {
+		if value != nil {
+			*to = *value
+		}
+	}
+	if spec.IOLimitBytes != nil {
+		vm.IOLimitBytes = *spec.IOLimitBytes
+	}
 	d.put(vm)
 	d.beginOn(w, "vm.create", spec.Name, &vm, func(ctx context.Context, op *fakeOp) error {
 		if d.hang != nil {

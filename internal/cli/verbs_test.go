@@ -166,12 +166,14 @@ $`)
 
 func TestSet(t *testing.T) {
 	d := threeVMs(t)
-	got := d.banger(nil, "vm", "set", "a", "b", "--vcpu", "2", "--memory", "1G", "--disk", "20G", "--nat=false", "--network", "", "--restart", "always", "--idle-stop", "90m", "--autostart")
+	got := d.banger(nil, "vm", "set", "a", "b", "--vcpu", "2", "--memory", "1G", "--disk", "20G", "--nat=false", "--network", "", "--restart", "always", "--idle-stop", "90m", "--autostart",
+		"--cpu-weight", "1", "--io-weight", "10000", "--cpu-limit", "none", "--io-limit", "0")
 	if want := (result{0, "a\nb\n", "banger: a: vcpu will hold after a restart\nhint: banger vm restart a\n"}); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 	c := d.changes[0]
 	if *c.VCPU != 2 || *c.MemoryMiB != 1024 || *c.DiskBytes != 20<<30 || *c.NAT || *c.Network != "" || *c.Restart != api.RestartAlways ||
+		*c.CPUWeight != 1 || *c.IOWeight != 10000 || *c.CPULimitMillis != 0 || *c.IOLimitBytes != 0 ||
 		*c.IdleStopSeconds != 5400 || !*c.Autostart || c.Name != nil || c.Image != nil || c.Kernel != nil {
 		raw, _ := json.Marshal(c)
 		t.Errorf("asked for %s", raw)
@@ -183,11 +185,13 @@ func TestSet(t *testing.T) {
 
 func TestSpecFlags(t *testing.T) {
 	d := newFakeDaemon(t)
-	if got := d.banger(nil, "vm", "create", "--name", "box", "--disk", "1G", "--nat", "--network", "lan", "--autostart", "--restart", "on-failure", "--idle-stop", "1h"); got.code != 0 {
+	if got := d.banger(nil, "vm", "create", "--name", "box", "--disk", "1G", "--nat", "--network", "lan", "--autostart", "--restart", "on-failure", "--idle-stop", "1h",
+		"--cpu-weight", "50", "--io-weight", "200", "--cpu-limit", "1.5", "--io-limit", "20M"); got.code != 0 {
 		t.Fatalf("got %+v", got)
 	}
 	got := d.banger(nil, "vm", "show", "box")
-	for _, want := range []string{"disk          1GiB\n", "nat           true\n", "network       lan\n", "autostart     true\n", "restart       on-failure\n", "idle stop     1h0m0s\n"} {
+	for _, want := range []string{"disk          1GiB\n", "nat           true\n", "network       lan\n", "autostart     true\n", "restart       on-failure\n", "idle stop     1h0m0s\n",
+		"cpu weight    50\n", "io weight     200\n", "cpu limit     1.5\n", "io limit      20MiB/s\n"} {
 		if !strings.Contains(got.out, want) {
 			t.Errorf("no %q in %s", want, got.out)
 		}
@@ -322,6 +326,10 @@ func TestWrongVerbs(t *testing.T) {
 		"vm set a --idle-stop soon":           "is no duration",
 		"vm set a --idle-stop -1s":            "is no duration",
 		"vm set a --network A":                "cannot be a name",
+		"vm set a --cpu-weight 0":             "must be 1 to 10000",
+		"vm set a --io-weight 10001":          "must be 1 to 10000",
+		"vm set a --cpu-limit much":           "is no number of CPUs",
+		"vm set a --io-limit much":            "is no size",
 		"vm stats a --watch --interval 100ms": "from 1s to 1h",
 		"vm ping a -c 0":                      "must be more than 0",
 		"vm logs a b":                         "no more",
@@ -340,6 +348,25 @@ func TestWrongVerbs(t *testing.T) {
 	}
 	if calls := d.called(); len(calls) != 0 {
 		t.Errorf("the daemon was asked: %v", calls)
+	}
+}
+
+func TestParseShares(t *testing.T) {
+	for in, want := range map[string]int{
+		"none": 0, "0": 0, "0.01": 10, "0.5": 500, "1.234": 1234, "2": 2000, "32": 32000,
+		"": -1, "0.009": -1, "0.0001": -1, "32.001": -1, "-1": -1, "NaN": -1, "Inf": -1, "1e300": -1, "0.5555": -1, "50%": -1,
+	} {
+		if got, err := parseCPUs(in); (err != nil) != (want < 0) || err == nil && got != want {
+			t.Errorf("parseCPUs(%q) = %d, %v", in, got, err)
+		}
+	}
+	for in, want := range map[string]int64{
+		"none": 0, "0": 0, "1": 1 << 20, "1M": 1 << 20, "50MiB": 50 << 20, "1T": 1 << 40,
+		"": -1, "1K": -1, "-1M": -1, "1.5M": -1, "1048577": -1, "2T": -1,
+	} {
+		if got, err := parseRate(in); (err != nil) != (want < 0) || err == nil && got != want {
+			t.Errorf("parseRate(%q) = %d, %v", in, got, err)
+		}
 	}
 }
 

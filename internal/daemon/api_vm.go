@@ -201,6 +201,7 @@ func (d *Daemon) vmAPI(v *store.VM) api.VM {
 	out := api.VM{ID: v.ID, Name: v.Name, State: v.State, Reason: v.Reason, Image: v.ImageName, Kernel: v.KernelName,
 		VCPU: v.VCPU, MemoryMiB: v.MemoryMiB, DiskBytes: v.DiskBytes, Slot: v.Slot, Unit: vm.UnitOf(v.ID),
 		NAT: v.NAT, Network: v.Network, Autostart: v.Autostart, Restart: v.Restart, IdleStopSeconds: v.IdleStop,
+		CPUWeight: v.CPUWeight, IOWeight: v.IOWeight, CPULimitMillis: v.CPULimit, IOLimitBytes: v.IOLimit,
 		Ephemeral: v.Ephemeral, Stale: v.Stale, CreatedAt: v.CreatedAt, StartedAt: v.StartedAt, Timing: v.Timing, Guest: v.Guest}
 	if addr, ok := d.record.GuestAddress(v.Slot); ok {
 		out.Address = addr.Addr().String()

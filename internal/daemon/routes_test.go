@@ -122,12 +122,13 @@ func ask[T any](t *testing.T, h http.Handler, method, path, body string) (int, T
 func TestCreateChangeAndPrune(t *testing.T) {
 	d := bareDaemon(t)
 	h := d.routes()
-	status, op := ask[api.Operation](t, h, "POST", "/v1/vms", `{"name":"a","no_start":true,"disk_bytes":1073741824,"nat":true,"network":"lan","autostart":true,"restart":"always","idle_stop_seconds":60,"ephemeral":true}`)
+	status, op := ask[api.Operation](t, h, "POST", "/v1/vms", `{"name":"a","no_start":true,"disk_bytes":1073741824,"nat":true,"network":"lan","autostart":true,"restart":"always","idle_stop_seconds":60,"cpu_weight":50,"io_weight":200,"cpu_limit_millis":500,"io_limit_bytes":1048576,"ephemeral":true}`)
 	if status != http.StatusAccepted || op.VM == nil || op.VM.Name != "a" { // from the first answer on
 		t.Fatalf("%d %+v", status, op)
 	}
 	v := op.VM
-	if v.DiskBytes != 1<<30 || !v.NAT || v.Network != "lan" || !v.Autostart || v.Restart != api.RestartAlways || v.IdleStopSeconds != 60 || !v.Ephemeral {
+	if v.DiskBytes != 1<<30 || !v.NAT || v.Network != "lan" || !v.Autostart || v.Restart != api.RestartAlways || v.IdleStopSeconds != 60 || !v.Ephemeral ||
+		v.CPUWeight != 50 || v.IOWeight != 200 || v.CPULimitMillis != 500 || v.IOLimitBytes != 1<<20 {
 		t.Errorf("%+v", v)
 	}
 	status, now := ask[api.VM](t, h, "PATCH", "/v1/vms/a", `{"name":"b","nat":false,"network":""}`)

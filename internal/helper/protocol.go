@@ -122,6 +122,13 @@ type LaunchRequest struct {
 	Initrd    string `json:"initrd"` // sha256 of a blob
 	VCPU      int    `json:"vcpu"`
 	MemoryMiB int    `json:"memory_mib"`
+	// Weights of the unit; 0 = systemd's default, 100.
+	CPUWeight int `json:"cpu_weight,omitempty"`
+	IOWeight  int `json:"io_weight,omitempty"`
+	// Ceilings; 0 = none. The second is in bytes a second of each disk, for
+	// reading and for writing.
+	CPULimitMillis int   `json:"cpu_limit_millis,omitempty"`
+	IOLimitBytes   int64 `json:"io_limit_bytes,omitempty"`
 }
 
 // Launched says where the VMM is.

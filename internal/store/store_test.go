@@ -57,6 +57,7 @@ func TestVMRoundTripAndReopen(t *testing.T) {
 	v.Guest = &api.Guest{BootID: "b", Kernel: "6.1"}
 	v.DiskBytes, v.NAT, v.Network, v.Autostart, v.IdleStop = 1<<30, true, "lan", true, 60
 	v.Restart, v.Stale, v.Ephemeral = api.RestartAlways, []string{"vcpu"}, true
+	v.CPUWeight, v.IOWeight, v.CPULimit, v.IOLimit = 50, 200, 1500, 1<<40
 	v.StartedAt = time.Unix(1700000001, 0).UTC()
 	if err := s.UpdateVM(t.Context(), v); err != nil {
 		t.Fatal(err)

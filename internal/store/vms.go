@@ -28,6 +28,10 @@ type VM struct {
 	IdleStop          int      // seconds; 0 = never
 	Stale             []string // what was changed and holds only after a restart
 	Ephemeral         bool     // goes with its lease
+	CPUWeight         int      // 0 = systemd's default, as IOWeight
+	IOWeight          int
+	CPULimit          int   // thousandths of a CPU; 0 = none
+	IOLimit           int64 // bytes a second; 0 = none
 	Slot, UID         int
 	CreatedAt         time.Time
 	StartedAt         time.Time
@@ -39,6 +43,7 @@ type VM struct {
 // vmColumns are those that change; vmValues has their values in this order.
 var vmColumns = []string{"name", "state", "reason", "image_id", "kernel_id", "vcpu", "memory_mib",
 	"disk_bytes", "nat", "network", "autostart", "restart", "idle_stop", "stale", "ephemeral",
+	"cpu_weight", "io_weight", "cpu_limit", "io_limit",
 	"slot", "uid", "started_at", "host_boot", "timing", "guest"}
 
 func vmValues(v *VM) ([]any, error) {
@@ -54,6 +59,7 @@ func vmValues(v *VM) ([]any, error) {
 	}
 	return []any{v.Name, v.State, v.Reason, v.ImageID, v.KernelID, v.VCPU, v.MemoryMiB,
 		v.DiskBytes, v.NAT, v.Network, v.Autostart, restart, v.IdleStop, string(stale), v.Ephemeral,
+		v.CPUWeight, v.IOWeight, v.CPULimit, v.IOLimit,
 		v.Slot, v.UID, nanos(v.StartedAt), v.HostBoot, string(timing), string(guest)}, errors.Join(timingErr, staleErr, guestErr)
 }
 
@@ -161,6 +167,7 @@ func (s *Store) queryVMs(ctx context.Context, where string, args ...any) ([]*VM,
 		var timing, stale, guest string
 		if err := rows.Scan(&v.ID, &created, &v.Name, &v.State, &v.Reason, &v.ImageID, &v.KernelID, &v.VCPU, &v.MemoryMiB,
 			&v.DiskBytes, &v.NAT, &v.Network, &v.Autostart, &v.Restart, &v.IdleStop, &stale, &v.Ephemeral,
+			&v.CPUWeight, &v.IOWeight, &v.CPULimit, &v.IOLimit,
 			&v.Slot, &v.UID, &started, &v.HostBoot, &timing, &guest, &v.ImageName, &v.KernelName); err != nil {
 			return nil, fmt.Errorf("cannot read VM: %w", err)
 		}

@@ -36,7 +36,8 @@ func TestStartUpToTheLaunch(t *testing.T) {
 	disks := &fakeDisks{}
 	m.Disks = disks
 	size := int64(1 << 30)
-	v, err := m.Create(t.Context(), api.VMSpec{Name: "a", DiskBytes: &size})
+	v, err := m.Create(t.Context(), api.VMSpec{Name: "a", DiskBytes: &size,
+		CPUWeight: new(50), IOWeight: new(200), CPULimitMillis: new(1500), IOLimitBytes: &size})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,6 +51,9 @@ func TestStartUpToTheLaunch(t *testing.T) {
 	start()
 	if want := []string{"reserve", "bridge", "attach", "attach", "launch", "kill", "cleanup"}; !slices.Equal(h.calls, want) {
 		t.Errorf("first start: %v, want %v", h.calls, want)
+	}
+	if r := h.launched; r.CPUWeight != 50 || r.IOWeight != 200 || r.CPULimitMillis != 1500 || r.IOLimitBytes != size {
+		t.Errorf("launched with %+v", r)
 	}
 	if want := []string{"create work.ext4"}; !slices.Equal(disks.made, want) {
 		t.Errorf("disks: %v", disks.made)

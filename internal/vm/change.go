@@ -100,6 +100,11 @@ func (m *Manager) changed(ctx context.Context, old *store.VM, c api.VMChange) (*
 	set(&v.Autostart, c.Autostart)
 	set(&v.Restart, c.Restart)
 	set(&v.IdleStop, c.IdleStopSeconds)
+	// The helper gives a unit its shares when it makes it.
+	later("cpu-weight", set(&v.CPUWeight, c.CPUWeight))
+	later("io-weight", set(&v.IOWeight, c.IOWeight))
+	later("cpu-limit", set(&v.CPULimit, c.CPULimitMillis))
+	later("io-limit", set(&v.IOLimit, c.IOLimitBytes))
 	if !idle(old) {
 		v.Stale = merge(old.Stale, v.Stale)
 	}

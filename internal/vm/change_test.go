@@ -60,6 +60,15 @@ func TestChange(t *testing.T) {
 		"the same image":          {api.StateRunning, api.VMChange{Image: new("debian")}, func(v *store.VM) bool { return v.ImageID == "img" }, nil},
 		"a first disk, running":   {api.StateRunning, api.VMChange{DiskBytes: new(int64(1 << 30))}, func(v *store.VM) bool { return v.DiskBytes == 1<<30 }, []string{"disk"}},
 		"name of a running one":   {api.StateRunning, api.VMChange{Name: new("z")}, func(v *store.VM) bool { return v.Name == "z" }, []string{"name"}},
+		"shares of a stopped one": {api.StateStopped, api.VMChange{CPUWeight: new(1), IOWeight: new(10000), CPULimitMillis: new(10), IOLimitBytes: new(int64(1 << 20))},
+			func(v *store.VM) bool {
+				return v.CPUWeight == 1 && v.IOWeight == 10000 && v.CPULimit == 10 && v.IOLimit == 1<<20
+			}, nil},
+		"shares of a running one": {api.StateRunning, api.VMChange{CPUWeight: new(10000), IOWeight: new(1), CPULimitMillis: new(32000), IOLimitBytes: new(int64(1 << 40))},
+			func(v *store.VM) bool {
+				return v.CPUWeight == 10000 && v.IOWeight == 1 && v.CPULimit == 32000 && v.IOLimit == 1<<40
+			}, []string{"cpu-limit", "cpu-weight", "io-limit", "io-weight"}},
+		"the same shares": {api.StateRunning, api.VMChange{CPUWeight: new(0), CPULimitMillis: new(0)}, func(v *store.VM) bool { return v.CPUWeight == 0 }, nil},
 		"policies at once": {api.StateRunning, api.VMChange{Autostart: new(true), Restart: new(api.RestartAlways), IdleStopSeconds: new(60), NAT: new(true), Network: new("lan")},
 			func(v *store.VM) bool {
 				return v.Autostart && v.Restart == api.RestartAlways && v.IdleStop == 60 && v.NAT && v.Network == "lan"
@@ -125,6 +134,16 @@ func TestChangeRefusesAndChangesNothing(t *testing.T) {
 			"no name of a net":   {Network: new("A b")},
 			"no restart policy":  {Restart: new(api.Restart("maybe"))},
 			"idle seconds":       {IdleStopSeconds: new(-1)},
+			"weight of -1":       {CPUWeight: new(-1)},
+			"weight of 10001":    {CPUWeight: new(10001)},
+			"weight of -2":       {IOWeight: new(-2)},
+			"weight of 10002":    {IOWeight: new(10002)},
+			"of 9 thousandths":   {CPULimitMillis: new(9)},
+			"of 32001 thousan":   {CPULimitMillis: new(32001)},
+			"of -1 thousandths":  {CPULimitMillis: new(-1)},
+			"of 1048575 bytes":   {IOLimitBytes: new(int64(1<<20 - 1))},
+			"of 1099511627777 b": {IOLimitBytes: new(int64(1<<40 + 1))},
+			"of -1 bytes":        {IOLimitBytes: new(int64(-1))},
 		} {
 			_, err := m.Change(t.Context(), v.ID, c)
 			p, ok := errors.AsType[*api.Problem](err)

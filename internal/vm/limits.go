@@ -23,6 +23,12 @@ const (
 	// diskUnit keeps sizes whole for every layer below.
 	diskUnit = 1 << 20
 	maxIdle  = math.MaxInt32 // seconds
+	// The range of systemd, which takes 0 for something else; here it is its default.
+	maxWeight = 10000
+	// Thousandths of a CPU: the kernel's least share of its period, and all vCPUs.
+	minCPULimit, maxCPULimit = 10, maxVCPU * 1000
+	// Bytes a second: with less, a guest's last writes would hold up its end.
+	minIOLimit, maxIOLimit = 1 << 20, 1 << 40
 )
 
 // wanted is the record of a VM as it is asked for, without image and kernel.
@@ -36,6 +42,10 @@ func (m *Manager) wanted(spec api.VMSpec) *store.VM {
 	set(&v.DiskBytes, spec.DiskBytes)
 	set(&v.NAT, spec.NAT)
 	set(&v.IdleStop, spec.IdleStopSeconds)
+	set(&v.CPUWeight, spec.CPUWeight)
+	set(&v.IOWeight, spec.IOWeight)
+	set(&v.CPULimit, spec.CPULimitMillis)
+	set(&v.IOLimit, spec.IOLimitBytes)
 	return v
 }
 
@@ -133,6 +143,28 @@ func (m *Manager) check(ctx context.Context, cannot string, v *store.VM) error {
 	}
 	if v.IdleStop < 0 || v.IdleStop > maxIdle {
 		return api.BadRequest("%s: a VM cannot be stopped after %d idle seconds", cannot, v.IdleStop).WithHint("give a duration, or 0 for never, with --idle-stop")
+	}
+	return checkShares(cannot, v)
+}
+
+// checkShares refuses weights and ceilings that systemd would refuse, or that
+// no guest could live with.
+func checkShares(cannot string, v *store.VM) error {
+	for _, w := range []struct {
+		flag  string
+		value int
+	}{{"--cpu-weight", v.CPUWeight}, {"--io-weight", v.IOWeight}} {
+		if w.value < 0 || w.value > maxWeight {
+			return api.BadRequest("%s: a weight of %d is not possible", cannot, w.value).WithHint("give 1 to %d with %s", maxWeight, w.flag)
+		}
+	}
+	if v.CPULimit != 0 && (v.CPULimit < minCPULimit || v.CPULimit > maxCPULimit) {
+		return api.BadRequest("%s: a ceiling of %d thousandths of a CPU is not possible", cannot, v.CPULimit).
+			WithHint("give 0.01 to %d CPUs, or 0 for none, with --cpu-limit", maxVCPU)
+	}
+	if v.IOLimit != 0 && (v.IOLimit < minIOLimit || v.IOLimit > maxIOLimit) {
+		return api.BadRequest("%s: a ceiling of %d bytes a second is not possible", cannot, v.IOLimit).
+			WithHint("give 1MiB to 1TiB, or 0 for none, with --io-limit")
 	}
 	return nil
 }

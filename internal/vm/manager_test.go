@@ -28,6 +28,7 @@ type fakeHelper struct {
 	calls    []string
 	fail     map[string]error
 	policies []helper.NetworkRequest
+	launched helper.LaunchRequest // the last
 }
 
 func (f *fakeHelper) do(verb string) error {
@@ -56,7 +57,8 @@ func (f *fakeHelper) Release(context.Context, string) error { return f.do("relea
 func (f *fakeHelper) Attach(context.Context, helper.AttachRequest) (helper.Attached, error) {
 	return helper.Attached{}, f.do("attach")
 }
-func (f *fakeHelper) Launch(context.Context, helper.LaunchRequest) (helper.Launched, error) {
+func (f *fakeHelper) Launch(_ context.Context, r helper.LaunchRequest) (helper.Launched, error) {
+	f.launched = r
 	return helper.Launched{}, f.do("launch")
 }
 func (f *fakeHelper) Handover(context.Context, string) error  { return f.do("handover") }

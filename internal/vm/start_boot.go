@@ -78,7 +78,8 @@ func (r *startRun) launchVMM(ctx context.Context) error {
 			return err
 		}
 		_, err = r.m.Helper.Launch(ctx, helper.LaunchRequest{ID: r.vm.ID, Kernel: kernel, Initrd: initrd,
-			VCPU: r.vm.VCPU, MemoryMiB: r.vm.MemoryMiB})
+			VCPU: r.vm.VCPU, MemoryMiB: r.vm.MemoryMiB, CPUWeight: r.vm.CPUWeight, IOWeight: r.vm.IOWeight,
+			CPULimitMillis: r.vm.CPULimit, IOLimitBytes: r.vm.IOLimit})
 		if p, ok := errors.AsType[*api.Problem](err); ok && p.Code == helper.CodeBlobUnknown && !resend {
 			resend = true
 			continue

@@ -122,6 +122,9 @@ func FuzzLaunch(f *testing.F) {
 		if r.VCPU < 1 || r.VCPU > 32 || r.MemoryMiB < 1 || uint64(r.MemoryMiB)<<20 < uint64(r.MemoryMiB) {
 			t.Fatalf("%+v was taken", r)
 		}
+		if r.CPUWeight < 0 || r.IOWeight < 0 || r.CPULimitMillis < 0 || r.IOLimitBytes < 0 || max(r.CPUWeight, r.IOWeight, r.CPULimitMillis) > 32000 {
+			t.Fatalf("%+v was taken", r)
+		}
 	})
 }
 

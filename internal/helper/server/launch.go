@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,6 +25,10 @@ const (
 	maxVCPU      = 32
 	minMemoryMiB = 32
 	maxMemoryMiB = 1 << 20
+	// systemd's range. It takes a CPUWeight of 0 for "idle": never pass that on.
+	maxWeight, defaultWeight         = 10000, 100
+	minCPUMillis, maxCPUMillis       = 10, maxVCPU * 1000
+	minIOBytes, maxIOBytes     int64 = 1 << 20, 1 << 40 // a second
 )
 
 const (
@@ -41,6 +46,14 @@ func checkLaunch(r helper.LaunchRequest) error {
 		return api.BadRequest("%d vCPUs are not possible: want 1 to %d", r.VCPU, maxVCPU)
 	case r.MemoryMiB < minMemoryMiB || r.MemoryMiB > maxMemoryMiB:
 		return api.BadRequest("%d MiB of memory are not possible: want %d to %d", r.MemoryMiB, minMemoryMiB, maxMemoryMiB)
+	case r.CPUWeight < 0 || r.CPUWeight > maxWeight:
+		return api.BadRequest("a CPU weight of %d is not possible: want 1 to %d, or 0 for %d", r.CPUWeight, maxWeight, defaultWeight)
+	case r.IOWeight < 0 || r.IOWeight > maxWeight:
+		return api.BadRequest("an IO weight of %d is not possible: want 1 to %d, or 0 for %d", r.IOWeight, maxWeight, defaultWeight)
+	case r.CPULimitMillis != 0 && (r.CPULimitMillis < minCPUMillis || r.CPULimitMillis > maxCPUMillis):
+		return api.BadRequest("a ceiling of %d thousandths of a CPU is not possible: want %d to %d, or 0 for none", r.CPULimitMillis, minCPUMillis, maxCPUMillis)
+	case r.IOLimitBytes != 0 && (r.IOLimitBytes < minIOBytes || r.IOLimitBytes > maxIOBytes):
+		return api.BadRequest("a ceiling of %d bytes a second is not possible: want %d to %d, or 0 for none", r.IOLimitBytes, minIOBytes, maxIOBytes)
 	}
 	return nil
 }
@@ -230,7 +243,11 @@ func (s *Server) vmUnit(r vmmBuild, netns string) vmUnit {
 		memory: uint64(r.MemoryMiB+r.MemoryMiB/32+128) << 20,
 		// Beside the vCPUs: API, VMM and KVM's workers, or at the end the
 		// threads of "banger-helper cleanup".
-		tasks: uint64(r.VCPU + 32),
+		tasks:     uint64(r.VCPU + 32),
+		cpuWeight: uint64(cmp.Or(r.CPUWeight, defaultWeight)),
+		ioWeight:  uint64(cmp.Or(r.IOWeight, defaultWeight)),
+		cpuMicros: uint64(r.CPULimitMillis) * 1000,
+		ioBytes:   uint64(r.IOLimitBytes),
 	}
 }
 

@@ -100,6 +100,7 @@ func Policy(w io.Writer, units fs.FS) error {
 	s := &Server{record: installed.Record{Firecracker: "FIRECRACKER", Jailer: "JAILER"}, places: InstalledPlaces()}
 	p.properties(s.vmUnit(vmmBuild{LaunchRequest: helper.LaunchRequest{ID: "ID"}, uid: anyUID}, "/proc/HELPER/fd/N").properties())
 	p.line("BindReadOnlyPaths=%s of the host, in its jail, only if firecracker is not static", strings.Join(libraries, " "))
+	p.line("CPUQuotaPerSecUSec=, and IOReadBandwidthMax= and IOWriteBandwidthMax= of its own disks, only if the VM was given a ceiling")
 	if err := p.unit(units, "Unit banger-fsck-ID.service, while a disk is checked", fsckDropIn); err != nil {
 		return err
 	}

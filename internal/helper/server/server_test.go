@@ -13,6 +13,8 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"github.com/godbus/dbus/v5"
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"banger/api"
@@ -398,6 +400,16 @@ func TestCheckLaunch(t *testing.T) {
 	if err := checkLaunch(good); err != nil {
 		t.Error(err)
 	}
+	for _, edge := range []helper.LaunchRequest{
+		{CPUWeight: 1, IOWeight: 10000, CPULimitMillis: 10, IOLimitBytes: 1 << 20},
+		{CPUWeight: 10000, IOWeight: 1, CPULimitMillis: 32000, IOLimitBytes: 1 << 40},
+	} {
+		r := edge
+		r.ID, r.Kernel, r.Initrd, r.VCPU, r.MemoryMiB = good.ID, sha, sha, 1, 128
+		if err := checkLaunch(r); err != nil {
+			t.Errorf("%+v: %v", edge, err)
+		}
+	}
 	for name, change := range map[string]func(*helper.LaunchRequest){
 		"kernel":      func(r *helper.LaunchRequest) { r.Kernel = "../" + sha[3:] },
 		"initrd":      func(r *helper.LaunchRequest) { r.Initrd = "" },
@@ -405,11 +417,50 @@ func TestCheckLaunch(t *testing.T) {
 		"many vcpus":  func(r *helper.LaunchRequest) { r.VCPU = 33 },
 		"no memory":   func(r *helper.LaunchRequest) { r.MemoryMiB = 0 },
 		"much memory": func(r *helper.LaunchRequest) { r.MemoryMiB = 1 << 40 },
+
+		"light CPU":     func(r *helper.LaunchRequest) { r.CPUWeight = -1 },
+		"heavy CPU":     func(r *helper.LaunchRequest) { r.CPUWeight = 10001 },
+		"light IO":      func(r *helper.LaunchRequest) { r.IOWeight = -1 },
+		"heavy IO":      func(r *helper.LaunchRequest) { r.IOWeight = 10001 },
+		"negative CPUs": func(r *helper.LaunchRequest) { r.CPULimitMillis = -1 },
+		"few CPUs":      func(r *helper.LaunchRequest) { r.CPULimitMillis = 9 },
+		"many CPUs":     func(r *helper.LaunchRequest) { r.CPULimitMillis = 32001 },
+		"negative IO":   func(r *helper.LaunchRequest) { r.IOLimitBytes = -1 },
+		"little IO":     func(r *helper.LaunchRequest) { r.IOLimitBytes = 1<<20 - 1 },
+		"much IO":       func(r *helper.LaunchRequest) { r.IOLimitBytes = 1<<40 + 1 },
 	} {
 		r := good
 		change(&r)
 		if err := checkLaunch(r); problem(err) != api.CodeBadRequest {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestSharesOfAUnit(t *testing.T) {
+	s := &Server{}
+	of := func(major, minor uint32) device { return device{dmStatus: dmStatus{dev: unix.Mkdev(major, minor)}} }
+	shares := func(r helper.LaunchRequest) map[string]any {
+		got := map[string]any{}
+		for _, p := range s.vmUnit(vmmBuild{LaunchRequest: r, disks: []device{of(7, 1), of(253, 2)}}, "").properties() {
+			if strings.HasPrefix(p.Name, "CPU") || strings.HasPrefix(p.Name, "IO") {
+				got[p.Name] = p.Value.Value()
+			}
+		}
+		return got
+	}
+	if d := cmp.Diff(map[string]any{"CPUWeight": uint64(100), "IOWeight": uint64(100)}, shares(helper.LaunchRequest{})); d != "" {
+		t.Errorf("of an older bangerd's request: %s", d)
+	}
+	disks := []bandwidth{{"/dev/block/7:1", 1 << 20}, {"/dev/block/253:2", 1 << 20}}
+	want := map[string]any{"CPUWeight": uint64(1), "IOWeight": uint64(10000), "CPUQuotaPerSecUSec": uint64(1500000),
+		"IOReadBandwidthMax": disks, "IOWriteBandwidthMax": disks}
+	if d := cmp.Diff(want, shares(helper.LaunchRequest{CPUWeight: 1, IOWeight: 10000, CPULimitMillis: 1500, IOLimitBytes: 1 << 20})); d != "" {
+		t.Error(d)
+	}
+	for name, signature := range map[string]string{"IOReadBandwidthMax": "a(st)", "CPUWeight": "t", "CPUQuotaPerSecUSec": "t"} {
+		if got := dbus.MakeVariant(want[name]).Signature().String(); got != signature {
+			t.Errorf("systemd would refuse %s as %s", name, got)
 		}
 	}
 }

@@ -44,6 +44,10 @@ type vmUnit struct {
 	binds  []string // directories of the host to be seen in it, read only
 	memory uint64   // bytes
 	tasks  uint64
+	// Shares of the host.
+	cpuWeight, ioWeight uint64
+	cpuMicros           uint64 // of CPU time a second; 0 = no ceiling
+	ioBytes             uint64 // a second, of each disk and direction; 0 = no ceiling
 }
 
 // units is what the verbs want of systemd.
@@ -210,11 +214,34 @@ func (u vmUnit) properties() []property {
 		set("MemoryMax", u.memory),
 		set("MemorySwapMax", u.memory), // else it could fill the host's swap
 		set("TasksMax", u.tasks),
+		set("CPUWeight", u.cpuWeight),
+		set("IOWeight", u.ioWeight),
+	}
+	if u.cpuMicros > 0 {
+		all = append(all, set("CPUQuotaPerSecUSec", u.cpuMicros))
+	}
+	if u.ioBytes > 0 {
+		all = append(all, set("IOReadBandwidthMax", bandwidths(u.disks, u.ioBytes)),
+			set("IOWriteBandwidthMax", bandwidths(u.disks, u.ioBytes)))
 	}
 	if len(u.binds) > 0 {
 		all = append(all, set("BindReadOnlyPaths", bindsBelow(u.root, u.binds)))
 	}
 	return all
+}
+
+type bandwidth struct {
+	Path  string
+	Bytes uint64
+}
+
+// bandwidths are of the VM's own disks. systemd follows a disk that is made of
+// one other to that one, which is the VM's own too.
+func bandwidths(disks []device, bytes uint64) (out []bandwidth) {
+	for _, d := range disks {
+		out = append(out, bandwidth{"/dev/block/" + d.number(), bytes})
+	}
+	return out
 }
 
 type bindMount struct {
