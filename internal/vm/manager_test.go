@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -362,20 +363,25 @@ func TestAnEndOfAnEarlierRunIsIgnored(t *testing.T) {
 }
 
 func TestACancelledStartSaysSo(t *testing.T) {
-	m := open(t, t.TempDir(), &fakeHelper{}, &fakeKernels{})
-	v, err := m.Create(t.Context(), api.VMSpec{Name: "a"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancelCause(t.Context())
-	m.Helper = &cancelling{fakeHelper: &fakeHelper{}, cancel: func() { cancel(ErrCancelled) }}
-	err = m.Start(ctx, v.ID, false, &stages{})
-	p, ok := errors.AsType[*api.Problem](err)
-	if !ok || p.Code != api.CodeCancelled || !strings.Contains(p.Detail, ErrCancelled.Error()) {
-		t.Errorf("%v (%+v)", err, p)
-	}
-	if got, err := m.Get(t.Context(), "a"); err != nil || got.State != api.StateFailed {
-		t.Errorf("state %s, %v", got.State, err)
+	for name, answer := range map[string]func(context.Context) error{
+		"its own word":      context.Context.Err,
+		"the caller's word": func(ctx context.Context) error { return fmt.Errorf("cannot do it: %w", context.Cause(ctx)) },
+	} {
+		m := open(t, t.TempDir(), &fakeHelper{}, &fakeKernels{})
+		v, err := m.Create(t.Context(), api.VMSpec{Name: "a"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancelCause(t.Context())
+		m.Helper = &cancelling{fakeHelper: &fakeHelper{}, cancel: func() { cancel(ErrCancelled) }, answer: answer}
+		err = m.Start(ctx, v.ID, false, &stages{})
+		p, ok := errors.AsType[*api.Problem](err)
+		if !ok || p.Code != api.CodeCancelled || strings.Count(p.Detail, ErrCancelled.Error()) != 1 {
+			t.Errorf("%s: %v (%+v)", name, err, p)
+		}
+		if got, err := m.Get(t.Context(), "a"); err != nil || got.State != api.StateFailed {
+			t.Errorf("%s: state %s, %v", name, got.State, err)
+		}
 	}
 }
 
@@ -383,11 +389,12 @@ func TestACancelledStartSaysSo(t *testing.T) {
 type cancelling struct {
 	*fakeHelper
 	cancel func()
+	answer func(context.Context) error
 }
 
 func (c *cancelling) Attach(ctx context.Context, _ helper.AttachRequest) (helper.Attached, error) {
 	c.cancel()
-	return helper.Attached{}, ctx.Err()
+	return helper.Attached{}, c.answer(ctx)
 }
 
 func TestAStopCutOffByTheDaemonIsFinishedLater(t *testing.T) {

@@ -137,9 +137,12 @@ func startFailure(ctx context.Context, v *store.VM, err error) *api.Problem {
 		p = root.WithHint("%s", root.Hint)
 	}
 	cause := err.Error()
-	if reason := context.Cause(ctx); reason != nil && errors.Is(err, ctx.Err()) {
-		cause = fmt.Sprintf("%v (%v)", reason, err)
-		if errors.Is(reason, ErrCancelled) {
+	if reason := context.Cause(ctx); reason != nil {
+		said, ended := errors.Is(err, reason), errors.Is(err, ctx.Err())
+		if ended && !said {
+			cause = fmt.Sprintf("%v (%v)", reason, err)
+		}
+		if (said || ended) && errors.Is(reason, ErrCancelled) {
 			p.Status, p.Code = 499, api.CodeCancelled
 		}
 	}

@@ -338,9 +338,9 @@ func (tr *trial) check() {
 func (tr *trial) told() {
 	tr.Helper()
 	if tr.k == stalled && tr.a.isStart(tr.point) {
-		want := fmt.Sprintf("it took longer than start_timeout (%s) (%s: ", shortTime, phaseOf(tr.point))
-		if tr.after == nil || !strings.Contains(tr.after.Reason, want) {
-			tr.Errorf("the reason does not say %q", want)
+		late, phase := "it took longer than start_timeout ("+shortTime+")", phaseOf(tr.point)+": "
+		if tr.after == nil || !strings.Contains(tr.after.Reason, late) || !strings.Contains(tr.after.Reason, phase) {
+			tr.Errorf("the reason does not say %q and %q", late, phase)
 		}
 	}
 	unheard := tr.k == killCLI || tr.k == killDaemon
