@@ -82,15 +82,10 @@ func (m *Manager) removeRunning(ctx context.Context, v *store.VM, rep Reporter) 
 	if err != nil && !errors.Is(err, fs.ErrNotExist) { // by a delete that bangerd's end cut off
 		return fmt.Errorf("cannot remove the directory of VM %q: %w", v.Name, err)
 	}
-	synced := make(chan error, 1)
-	if err == nil { // the new name is to be on the disk before the record goes
-		go func() { synced <- syncDir(filepath.Dir(dir)) }()
-	} else {
-		synced <- nil
-	}
+	synced := make(chan error, 1) // the new name is to be on the disk before the record goes
+	go func() { synced <- syncDir(filepath.Dir(aside)) }()
 	rep.Stage("kill", "stopping firecracker")
 	err = m.killVMM(ctx, v.ID, ended)
-	err = errors.Join(err, <-synced)
 	if errors.Is(err, errDying) { // bangerd's next start, or the next delete, goes on
 		return errors.Join(err, m.setState(ctx, v, api.StateStopping, ""))
 	}
@@ -98,7 +93,7 @@ func (m *Manager) removeRunning(ctx context.Context, v *store.VM, rep Reporter) 
 		return errors.Join(m.notEnded(ctx, v, v.State, err), renameBack(aside, dir))
 	}
 	rep.Stage("remove", "removing the disk")
-	err = m.cleanupCapabilities(ctx, v)
+	err = errors.Join(<-synced, m.cleanupCapabilities(ctx, v))
 	if err == nil {
 		err = fault.Point(ctx, "delete.aside")
 	}
@@ -110,7 +105,7 @@ func (m *Manager) removeRunning(ctx context.Context, v *store.VM, rep Reporter) 
 		m.tasks.Go(func() { m.sweepUntilDone(v.ID) })
 		return nil
 	}
-	// A disk that is too full for it, say: then its room is made first.
+	// The disk is too full for it, say: then its room is made first.
 	m.Log.WarnContext(ctx, "cannot remove the record before the disks", "vm", v.ID, "error", err)
 	if err := m.stopped(ctx, v, ""); err != nil {
 		m.Log.WarnContext(ctx, "cannot record the end of a VM that is being deleted", "vm", v.ID, "error", err)
@@ -126,8 +121,12 @@ func renameBack(from, to string) error {
 	return nil
 }
 
+// syncDir is fine if there is no such directory.
 func syncDir(path string) error {
 	d, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}

@@ -135,7 +135,7 @@ func (s *seal) closeToWriters(f *os.File, st unix.Stat_t) error {
 	if int(st.Uid) != s.uid {
 		return nil // never was
 	}
-	path := fmt.Sprintf("/proc/self/fd/%d", f.Fd())
+	path := procFD(f)
 	if err := unix.Removexattr(path, "system.posix_acl_access"); err != nil && !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.EOPNOTSUPP) {
 		return fmt.Errorf("cannot take the ACL off %q: %w", f.Name(), err)
 	}

@@ -61,6 +61,9 @@ func (a action) kinds(point string) []kind {
 		if k == killVMM && !a.hasVMM(point) {
 			continue
 		}
+		if a.isBehind(point) && (k == killCLI || k == cancelled) {
+			continue // the command and its operation have ended: there is nobody to hit
+		}
 		out = append(out, k)
 	}
 	return out
