@@ -2,8 +2,10 @@ package agent
 
 import (
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
+	"sync"
 	"testing"
 )
 
@@ -23,5 +25,25 @@ func TestMain(m *testing.M) {
 // testLogger shows what the agent says when a test fails.
 func testLogger(t testing.TB) *slog.Logger {
 	t.Helper()
-	return slog.New(slog.NewTextHandler(t.Output(), nil))
+	out := &testOutput{to: t.Output()}
+	t.Cleanup(out.end)
+	return slog.New(slog.NewTextHandler(out, nil))
+}
+
+// testOutput drops what a connection logs that outlives its test.
+type testOutput struct {
+	mu sync.Mutex
+	to io.Writer
+}
+
+func (o *testOutput) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.to.Write(p)
+}
+
+func (o *testOutput) end() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.to = io.Discard
 }
