@@ -219,7 +219,7 @@ func TestVMMPlantsThingsBeforeTheHandover(t *testing.T) {
 	for what, want := range map[plan]string{
 		{atStart, "link the helper's socket"}:  "is not what it should be",
 		{atStart, "link bangerd's socket"}:     "is not what it should be",
-		{atVsock, "link run to the host's"}:    "",
+		{atVsock, "link run to the host's"}:    "not a directory",
 		{atVsock, "kernel as api.sock"}:        "is not what it should be",
 		{atVsock, "kernel as vsock.sock"}:      "is not what it should be",
 		{atVsock, "vsock.sock with two names"}: "has 2 names",
@@ -262,14 +262,20 @@ func equal(a, b map[string]string) bool {
 func TestVMMSwapsFilesWhileTheHelperWorks(t *testing.T) {
 	before := secured(t)
 	installVMM(t, plan{atVsock, "swap"})
+	begin := time.Now()
 	for range 3 {
 		name := fmt.Sprintf("s-%x", time.Now().UnixNano())
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second) // past handover it would wait for its guest
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second) // past handover it would wait for its guest
 		c := host.Command(t, ctx, "vm", "run", "-d", "--name", name, "--memory", "256M")
 		out, _ := c.CombinedOutput()
 		cancel()
 		t.Logf("%s", bytes.TrimSpace(out))
 		host.Banger(t, "vm", "delete", "--force", name)
+	}
+	// --output=cat: each line is a message.
+	done := host.Root(t, "journalctl", "--unit=banger-helper", "--output=cat", "--grep=verb=vm.handover", fmt.Sprintf("--since=@%d", begin.Unix()))
+	if n := strings.Count(done, "verb=vm.handover"); n < 2 {
+		t.Errorf("%d of three starts came as far as the swap", n)
 	}
 	if now := secured(t); !equal(before, now) {
 		t.Errorf("was %v\nnow %v", before, now)
