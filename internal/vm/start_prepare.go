@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"banger/api"
 	"banger/internal/firecracker"
@@ -137,7 +138,8 @@ func (r *startRun) makeOverlay(context.Context) error {
 }
 
 // takeBackOverlay undoes a change of image that a crash cut off before it was
-// recorded, and drops what one left behind that was.
+// recorded, and drops what one left behind that was. Whatever else lies there is
+// somebody's copy.
 func (r *startRun) takeBackOverlay() error {
 	overlay := r.abs(r.overlay)
 	if _, err := os.Lstat(overlay); errors.Is(err, fs.ErrNotExist) {
@@ -148,7 +150,9 @@ func (r *startRun) takeBackOverlay() error {
 	}
 	left, err := filepath.Glob(overlay + ".*")
 	for _, old := range left {
-		err = errors.Join(err, os.Remove(old))
+		if guest.ValidID(strings.TrimPrefix(old, overlay+".")) { // an image's
+			err = errors.Join(err, os.Remove(old))
+		}
 	}
 	return err
 }

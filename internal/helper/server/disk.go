@@ -171,7 +171,8 @@ func (s *Server) layers(r helper.AttachRequest) (out []layer, err error) {
 			return out[:i], err
 		}
 		if l.st.Size%(chunkSectors*512) != 0 {
-			return out[:i+1], api.BadRequest("size of %.200q must be a multiple of %d bytes", path, chunkSectors*512)
+			return out[:i+1], api.BadRequest("size of %.200q must be a multiple of %d bytes", path, chunkSectors*512).
+				WithHint("if nothing is missing at its end, lengthen it: truncate --size=%%%d FILE", chunkSectors*512)
 		}
 		for _, other := range out[:i] {
 			if l.st.Dev == other.st.Dev && l.st.Ino == other.st.Ino {
