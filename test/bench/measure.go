@@ -45,6 +45,7 @@ var parts = []part{
 	{name: "import", run: (*bench).imports},
 	{name: "memory", run: (*bench).memory},
 	{name: "size", run: (*bench).sizes},
+	{name: "records", run: (*bench).stopped},
 	{name: "growth", run: (*bench).growth, asked: true},
 }
 
