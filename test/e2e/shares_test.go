@@ -1,9 +1,6 @@
-//go:build e2e && unproven
+//go:build e2e
 
 package e2e
-
-// Not part of make test: the lab was too slow to run it when it was written. Once
-// it has passed, the second tag goes.
 
 import (
 	"errors"
