@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"sync"
+	"time"
 
 	"banger/internal/jsonhttp"
 )
@@ -18,12 +20,19 @@ import (
 const maxAnswer = 1 << 20
 
 // Client talks to one Firecracker process.
-type Client struct{ http *http.Client }
+type Client struct {
+	http  *http.Client
+	calls *sync.WaitGroup
+}
 
-// New returns a client whose connections come from dial.
-func New(dial jsonhttp.Dialer) *Client { return &Client{jsonhttp.NewHTTPClient(dial)} }
+// New returns a client whose connections come from dial. Calls counts the requests
+// that have no answer yet: a process that ends before they have ends VMs.
+func New(dial jsonhttp.Dialer, calls *sync.WaitGroup) *Client {
+	return &Client{jsonhttp.NewHTTPClient(dial), calls}
+}
 
-// Close drops idle connections; Firecracker keeps at most ten.
+// Close drops idle connections; Firecracker keeps at most ten. One that waits for
+// an answer closes when that has come.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
 // Fault is Firecracker's refusal of a request.
@@ -139,30 +148,62 @@ func (c *Client) setState(ctx context.Context, state string) error {
 	return c.do(ctx, http.MethodPatch, "/vm", map[string]string{"state": state}, nil)
 }
 
+// lateAnswer bounds how long an answer is taken that nobody waits for any more.
+const lateAnswer = 5 * time.Minute
+
+// do gives up waiting when ctx ends, but not the answer: Firecracker 1.12 dies when
+// it answers a connection that was closed. The SIGPIPE comes to its API thread, whose
+// own filter of system calls has no rt_sigreturn.
 func (c *Client) do(ctx context.Context, method, path string, in, out any) error {
+	type answer struct {
+		raw []byte
+		err error
+	}
+	answered := make(chan answer, 1)
+	c.calls.Go(func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lateAnswer)
+		defer cancel()
+		raw, err := c.ask(ctx, method, path, in)
+		answered <- answer{raw, err}
+	})
+	select {
+	case a := <-answered:
+		if a.err != nil || out == nil {
+			return a.err
+		}
+		if err := json.Unmarshal(a.raw, out); err != nil {
+			return fmt.Errorf("cannot decode firecracker's answer to %s %s: %w", method, path, err)
+		}
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("cannot ask firecracker for %s %s: %w", method, path, context.Cause(ctx))
+	}
+}
+
+func (c *Client) ask(ctx context.Context, method, path string, in any) ([]byte, error) {
 	var body io.Reader
 	if in != nil {
 		raw, err := json.Marshal(in)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		body = bytes.NewReader(raw) // Firecracker takes a chunked body for an empty one
 	}
 	req, err := http.NewRequestWithContext(ctx, method, "http://firecracker"+path, body)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if in != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return fmt.Errorf("cannot ask firecracker for %s %s: %w", method, path, err)
+		return nil, fmt.Errorf("cannot ask firecracker for %s %s: %w", method, path, err)
 	}
 	defer resp.Body.Close()
 	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err != nil {
-		return fmt.Errorf("cannot read firecracker's answer to %s %s: %w", method, path, err)
+		return nil, fmt.Errorf("cannot read firecracker's answer to %s %s: %w", method, path, err)
 	}
 	if resp.StatusCode >= 300 {
 		var fault struct {
@@ -171,13 +212,7 @@ func (c *Client) do(ctx context.Context, method, path string, in, out any) error
 		if json.Unmarshal(raw, &fault) != nil || fault.Message == "" {
 			fault.Message = fmt.Sprintf("status %d: %.200q", resp.StatusCode, raw)
 		}
-		return &Fault{Call: method + " " + path, Message: fault.Message}
+		return nil, &Fault{Call: method + " " + path, Message: fault.Message}
 	}
-	if out == nil {
-		return nil
-	}
-	if err := json.Unmarshal(raw, out); err != nil {
-		return fmt.Errorf("cannot decode firecracker's answer to %s %s: %w", method, path, err)
-	}
-	return nil
+	return raw, nil
 }

@@ -118,6 +118,7 @@ type Manager struct {
 	logs     chan struct{} // one for each journalctl
 
 	tasks  sync.WaitGroup // background work on VMs that ended
+	calls  sync.WaitGroup // of Firecrackers' APIs, which nobody may wait for any more
 	closed context.CancelCauseFunc
 	ctx    context.Context
 }
@@ -155,7 +156,20 @@ func (m *Manager) Close() error {
 	m.spares.close()
 	err := m.exits.close()
 	m.tasks.Wait()
-	return err
+	return errors.Join(err, m.awaitAnswers())
+}
+
+// awaitAnswers lets Firecrackers answer what they were asked: see package firecracker.
+func (m *Manager) awaitAnswers() error {
+	const patience = 30 * time.Second // longer than a busy one takes, less than systemd gives
+	answered := make(chan struct{})
+	go func() { m.calls.Wait(); close(answered) }()
+	select {
+	case <-answered:
+		return nil
+	case <-time.After(patience):
+		return errors.New("a Firecracker did not answer: it may end when it does")
+	}
 }
 
 // Create makes the record of a VM and returns it. Nothing else is made until

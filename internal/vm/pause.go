@@ -108,7 +108,7 @@ func (m *Manager) wake(ctx context.Context, v *store.VM) error {
 func (m *Manager) askVMM(ctx context.Context, v *store.VM, call func(*firecracker.Client, context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, vmmTime)
 	defer cancel()
-	fc := firecracker.New(m.jailOf(v).dialAPI)
+	fc := firecracker.New(m.jailOf(v).dialAPI, &m.calls)
 	defer fc.Close()
 	return call(fc, ctx)
 }

@@ -39,7 +39,7 @@ func (r *startRun) launchAndBoot(ctx context.Context) error {
 // boot configures the VMM, hands its devices over and starts the guest.
 func (r *startRun) boot(ctx context.Context) error {
 	v := r.vm
-	fc := firecracker.New(r.jail.dialAPI)
+	fc := firecracker.New(r.jail.dialAPI, &r.m.calls)
 	defer fc.Close()
 	if err := fc.SetMetrics(ctx, paths.JailMetrics); err != nil {
 		return err

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -181,7 +182,7 @@ func (l *life) launch() {
 	})
 	l.fc = firecracker.New(func(ctx context.Context) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", l.root+paths.JailAPI)
-	})
+	}, new(sync.WaitGroup))
 	raw, err := os.ReadFile(l.root + "/firecracker.pid")
 	l.must(err)
 	l.pid, err = strconv.Atoi(strings.TrimSpace(string(raw)))
