@@ -169,7 +169,7 @@ func runGuest(ctx context.Context, program []byte, most time.Duration) error {
 	// A thread that is about to enter the guest misses the signal, hence again.
 	again := time.NewTicker(10 * time.Millisecond)
 	defer again.Stop()
-	for range 20 {
+	for range 200 { // two seconds: on a busy host the thread's turn takes a while
 		// The runtime itself uses this signal to interrupt goroutines.
 		if err := unix.Tgkill(os.Getpid(), int(g.thread.Load()), unix.SIGURG); err != nil {
 			break
