@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"sync"
 	"time"
 
 	"banger/internal/jsonhttp"
@@ -22,12 +21,12 @@ const maxAnswer = 1 << 20
 // Client talks to one Firecracker process.
 type Client struct {
 	http  *http.Client
-	calls *sync.WaitGroup
+	calls *Calls
 }
 
-// New returns a client whose connections come from dial. Calls counts the requests
-// that have no answer yet: a process that ends before they have ends VMs.
-func New(dial jsonhttp.Dialer, calls *sync.WaitGroup) *Client {
+// New returns a client whose connections come from dial. Calls are those of the
+// whole process.
+func New(dial jsonhttp.Dialer, calls *Calls) *Client {
 	return &Client{jsonhttp.NewHTTPClient(dial), calls}
 }
 
@@ -148,24 +147,33 @@ func (c *Client) setState(ctx context.Context, state string) error {
 	return c.do(ctx, http.MethodPatch, "/vm", map[string]string{"state": state}, nil)
 }
 
-// lateAnswer bounds how long an answer is taken that nobody waits for any more.
-const lateAnswer = 5 * time.Minute
+// lateAnswer is how long an answer is taken that nobody waits for any more, from a
+// VMM that is frozen, say. One that never answers holds a descriptor for so long.
+const lateAnswer = time.Hour
 
-// do gives up waiting when ctx ends, but not the answer: Firecracker 1.12 dies when
-// it answers a connection that was closed. The SIGPIPE comes to its API thread, whose
-// own filter of system calls has no rt_sigreturn.
+// do gives up waiting when ctx ends, but not the answer, see Calls.
 func (c *Client) do(ctx context.Context, method, path string, in, out any) error {
 	type answer struct {
 		raw []byte
 		err error
 	}
+	failed := func(err error) error {
+		return fmt.Errorf("cannot ask firecracker for %s %s: %w", method, path, err)
+	}
+	if ctx.Err() != nil {
+		return failed(context.Cause(ctx))
+	}
+	if err := c.calls.begin(); err != nil {
+		return failed(err)
+	}
 	answered := make(chan answer, 1)
-	c.calls.Go(func() {
+	go func() {
+		defer c.calls.end()
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lateAnswer)
 		defer cancel()
 		raw, err := c.ask(ctx, method, path, in)
 		answered <- answer{raw, err}
-	})
+	}()
 	select {
 	case a := <-answered:
 		if a.err != nil || out == nil {
@@ -176,7 +184,7 @@ func (c *Client) do(ctx context.Context, method, path string, in, out any) error
 		}
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("cannot ask firecracker for %s %s: %w", method, path, context.Cause(ctx))
+		return failed(context.Cause(ctx))
 	}
 }
 

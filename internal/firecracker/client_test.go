@@ -10,7 +10,6 @@ import (
 	"net/http/httptest"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 )
 
@@ -57,7 +56,7 @@ func strict(t *testing.T, known map[string][]string) (*Client, *[]string) {
 	return New(func(ctx context.Context) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", sock)
-	}, new(sync.WaitGroup)), &seen
+	}, new(Calls)), &seen
 }
 
 func TestCallsSendOnlyKnownFields(t *testing.T) {
@@ -97,40 +96,4 @@ func TestFaultIsTyped(t *testing.T) {
 	if f, ok := errors.AsType[*Fault](err); !ok || !strings.Contains(f.Message, "action_type") {
 		t.Fatalf("got %v", err)
 	}
-}
-
-// Firecracker dies of an answer that nobody takes.
-func TestNobodyLeavesBeforeTheAnswer(t *testing.T) {
-	sock := filepath.Join(t.TempDir(), "s")
-	l, err := net.Listen("unix", sock)
-	if err != nil {
-		t.Fatal(err)
-	}
-	asked, late, written := make(chan struct{}), make(chan struct{}), make(chan error, 1)
-	srv := &httptest.Server{Listener: l, Config: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		close(asked)
-		select {
-		case <-late:
-		case <-r.Context().Done(): // the client has gone
-		}
-		written <- r.Context().Err()
-		w.WriteHeader(http.StatusNoContent)
-	})}}
-	srv.Start()
-	t.Cleanup(srv.Close)
-	var calls sync.WaitGroup
-	c := New(func(ctx context.Context) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", sock)
-	}, &calls)
-	ctx, cancel := context.WithCancel(t.Context())
-	go func() { <-asked; cancel() }()
-	if err := c.Resume(ctx); !errors.Is(err, context.Canceled) {
-		t.Errorf("a cancelled call says %v", err)
-	}
-	c.Close()
-	close(late)
-	if err := <-written; err != nil {
-		t.Errorf("its connection was closed before the answer: %v", err)
-	}
-	calls.Wait() // or the test hangs
 }

@@ -93,9 +93,10 @@ func (w workDisk) applyChange(ctx context.Context, old, now *store.VM) ([]string
 	if _, err := w.m.Helper.Grow(ctx, now.ID); err != nil {
 		return nil, err
 	}
-	fc := firecracker.New(jailOf(now.ID, now.UID).dialAPI, &w.m.calls)
-	defer fc.Close()
-	if err := fc.UpdateDrive(ctx, "work", paths.JailWork); err != nil {
+	err := w.m.askVMM(ctx, now, func(c *firecracker.Client, ctx context.Context) error {
+		return c.UpdateDrive(ctx, "work", paths.JailWork)
+	})
+	if err != nil {
 		return nil, fmt.Errorf("the disk has grown, but its VM was not told: %w", err)
 	}
 	return w.growInGuest(ctx, now)

@@ -183,7 +183,7 @@ func refusedUpdate(from, to *store.VM, err error) error {
 
 // asideOverlay is the name of an overlay that was put aside, with the image it
 // belongs to: a start that finds its own has been cut off from it by a crash.
-func asideOverlay(overlay, imageID string) string { return overlay + "." + imageID }
+func asideOverlay(overlay, imageID string) string { return overlay + ".aside-" + imageID }
 
 // withoutOverlay runs f while the VM's overlay is put aside, and then removes
 // it: it belongs to the image the VM had and would be rubbish over another one.

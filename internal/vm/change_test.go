@@ -306,14 +306,14 @@ func TestARootDiskPutAsideIsFoundAgain(t *testing.T) {
 	if err := errors.Join(os.MkdirAll(filepath.Dir(overlay), 0o700),
 		os.WriteFile(asideOverlay(overlay, v.ImageID), []byte("kept"), 0o600),
 		os.WriteFile(asideOverlay(overlay, "0123456789ab"), []byte("old"), 0o600),
-		os.WriteFile(overlay+".bak", []byte("a copy"), 0o600),
+		os.WriteFile(overlay+".202611281830", []byte("a copy"), 0o600),
 		r.takeBackOverlay()); err != nil {
 		t.Fatal(err)
 	}
 	if raw, err := os.ReadFile(overlay); err != nil || string(raw) != "kept" {
 		t.Errorf("%q, %v", raw, err)
 	}
-	if left, _ := filepath.Glob(overlay + ".*"); !slices.Equal(left, []string{overlay + ".bak"}) {
+	if left, _ := filepath.Glob(overlay + ".*"); !slices.Equal(left, []string{overlay + ".202611281830"}) {
 		t.Errorf("%v is left, want the owner's copy alone", left)
 	}
 }

@@ -23,6 +23,7 @@ import (
 	petname "github.com/dustinkirkland/golang-petname"
 
 	"banger/api"
+	"banger/internal/firecracker"
 	"banger/internal/guest"
 	"banger/internal/helper"
 	"banger/internal/identity"
@@ -118,7 +119,7 @@ type Manager struct {
 	logs     chan struct{} // one for each journalctl
 
 	tasks  sync.WaitGroup // background work on VMs that ended
-	calls  sync.WaitGroup // of Firecrackers' APIs, which nobody may wait for any more
+	calls  firecracker.Calls
 	closed context.CancelCauseFunc
 	ctx    context.Context
 }
@@ -156,20 +157,11 @@ func (m *Manager) Close() error {
 	m.spares.close()
 	err := m.exits.close()
 	m.tasks.Wait()
-	return errors.Join(err, m.awaitAnswers())
-}
-
-// awaitAnswers lets Firecrackers answer what they were asked: see package firecracker.
-func (m *Manager) awaitAnswers() error {
-	const patience = 30 * time.Second // longer than a busy one takes, less than systemd gives
-	answered := make(chan struct{})
-	go func() { m.calls.Wait(); close(answered) }()
-	select {
-	case <-answered:
-		return nil
-	case <-time.After(patience):
-		return errors.New("a Firecracker did not answer: it may end when it does")
+	// Longer than a busy VMM takes, and less than systemd gives bangerd.
+	if due := m.calls.Close(30 * time.Second); due > 0 {
+		m.Log.Warn("VMMs owe an answer, and may end when they give it", "calls", due)
 	}
+	return err
 }
 
 // Create makes the record of a VM and returns it. Nothing else is made until

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"banger/api"
 	"banger/internal/firecracker"
@@ -148,11 +147,9 @@ func (r *startRun) takeBackOverlay() error {
 			return fmt.Errorf("cannot take the root disk back: %w", err)
 		}
 	}
-	left, err := filepath.Glob(overlay + ".*")
+	left, err := filepath.Glob(asideOverlay(overlay, "*"))
 	for _, old := range left {
-		if guest.ValidID(strings.TrimPrefix(old, overlay+".")) { // an image's
-			err = errors.Join(err, os.Remove(old))
-		}
+		err = errors.Join(err, os.Remove(old))
 	}
 	return err
 }

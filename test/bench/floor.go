@@ -84,7 +84,7 @@ func (f *floor) start(ctx context.Context) (vm *floorVM, t floorTimes, err error
 	fc := firecracker.New(func(ctx context.Context) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", api)
-	}, new(sync.WaitGroup))
+	}, new(firecracker.Calls))
 	defer fc.Close()
 	if err := errors.Join(
 		fc.SetMachine(ctx, firecracker.Machine{VCPU: f.vcpu, MemoryMiB: f.memory}),

@@ -16,7 +16,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -182,7 +181,7 @@ func (l *life) launch() {
 	})
 	l.fc = firecracker.New(func(ctx context.Context) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", l.root+paths.JailAPI)
-	}, new(sync.WaitGroup))
+	}, new(firecracker.Calls))
 	raw, err := os.ReadFile(l.root + "/firecracker.pid")
 	l.must(err)
 	l.pid, err = strconv.Atoi(strings.TrimSpace(string(raw)))
