@@ -117,7 +117,8 @@ func TestFullHostDiskPausesWriters(t *testing.T) {
 func TestPoweroffWhileTheDaemonIsDown(t *testing.T) {
 	leavesNothing(t)
 	vm := running(t)
-	must(t, "vm", "exec", vm.Name, "--", "sh", "-c", "nohup sh -c 'sleep 5; poweroff' >/dev/null 2>&1 </dev/null & sleep 1")
+	// One that is still coming up may miss its own poweroff.
+	must(t, "vm", "exec", vm.Name, "--", "sh", "-c", "systemctl is-system-running --wait >/dev/null; nohup sh -c 'sleep 5; poweroff' >/dev/null 2>&1 </dev/null & sleep 1")
 	root(t, "systemctl", "stop", "bangerd.service")
 	t.Cleanup(func() { root(t, "systemctl", "start", "bangerd.service") })
 	// It has halted when the VMM takes next to no time.
