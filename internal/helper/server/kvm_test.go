@@ -11,22 +11,20 @@ func TestGuestOnKVM(t *testing.T) {
 	if err := hasKVM(); err != nil {
 		t.Skip(err)
 	}
+	const busy = 5 * time.Second // enough where the host is
 	for name, c := range map[string]struct {
 		program []byte
+		limit   time.Duration
 		want    string
 	}{
-		"adds":            {adds, ""},
-		"computes wrong":  {[]byte{0xf4}, "computed 0x0"},
-		"never ends":      {[]byte{0xeb, 0xfe}, "did not come to its end"}, // jmp to itself
-		"no such address": {[]byte{0x48, 0x89, 0x04, 0x25, 0x00, 0x00, 0x00, 0x40, 0xf4}, "triple fault"},
+		"adds":            {adds, busy, ""},
+		"computes wrong":  {[]byte{0xf4}, busy, "computed 0x0"},
+		"never ends":      {[]byte{0xeb, 0xfe}, 300 * time.Millisecond, "did not come to its end"}, // jmp to itself
+		"no such address": {[]byte{0x48, 0x89, 0x04, 0x25, 0x00, 0x00, 0x00, 0x40, 0xf4}, busy, "triple fault"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			begun := time.Now()
-			limit := 5 * time.Second // of a host that is busy
-			if name == "never ends" {
-				limit = 300 * time.Millisecond
-			}
-			err := runGuest(t.Context(), c.program, limit)
+			err := runGuest(t.Context(), c.program, c.limit)
 			if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
 				t.Errorf("got %v, want %q", err, c.want)
 			}

@@ -272,7 +272,6 @@ func TestVMMSwapsFilesWhileTheHelperWorks(t *testing.T) {
 		t.Logf("%s", bytes.TrimSpace(out))
 		host.Banger(t, "vm", "delete", "--force", name)
 	}
-	// --output=cat: each line is a message.
 	done := host.Root(t, "journalctl", "--unit=banger-helper", "--output=cat", "--grep=verb=vm.handover", fmt.Sprintf("--since=@%d", begin.Unix()))
 	if n := strings.Count(done, "verb=vm.handover"); n < 2 {
 		t.Errorf("%d of three starts came as far as the swap", n)
