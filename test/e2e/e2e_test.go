@@ -305,8 +305,15 @@ func TestSystemdComesUpBehindTheAgent(t *testing.T) {
 	if vm.Guest == nil || !strings.Contains(vm.Guest.Init, "systemd") && !strings.Contains(vm.Guest.Init, "init") {
 		t.Fatalf("guest %+v", vm.Guest)
 	}
+	isUp(t, vm.Name)
+}
+
+// isUp returns when the guest's systemd has started all it wants to. Before
+// systemd answers, its own --wait does not wait.
+func isUp(t *testing.T, name string) {
+	t.Helper()
 	eventually(t, 90*time.Second, func() error {
-		r := banger(t, "vm", "exec", vm.Name, "--", "systemctl", "is-system-running")
+		r := banger(t, "vm", "exec", name, "--", "systemctl", "is-system-running", "--wait")
 		if got := strings.TrimSpace(r.Stdout); got != "running" && got != "degraded" {
 			return fmt.Errorf("systemd says %q %s", got, r.Stderr)
 		}

@@ -4,11 +4,9 @@ package e2e
 
 import (
 	"encoding/json"
-	"fmt"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"banger/api"
 )
@@ -44,13 +42,7 @@ func TestOnTheDistributionsKernel(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	vm := running(t, "--kernel", distributionKernel)
-	eventually(t, 90*time.Second, func() error {
-		r := banger(t, "vm", "exec", vm.Name, "--", "systemctl", "is-system-running")
-		if got := strings.TrimSpace(r.Stdout); got != "running" && got != "degraded" {
-			return fmt.Errorf("systemd says %q %s", got, r.Stderr)
-		}
-		return nil
-	})
+	isUp(t, vm.Name)
 	must(t, "vm", "exec", vm.Name, "--", "sh", "-c", "echo kept > /var/kept")
 	must(t, "vm", "stop", vm.Name)
 	must(t, "vm", "start", vm.Name)
