@@ -15,11 +15,11 @@ const (
 	JailDir   = HelperDir + "/jail/firecracker"
 	BlobDir   = HelperDir + "/blobs/sha256"
 
-	DaemonSocket = "/run/banger/bangerd.sock"
-	// AutostartMark is there once VMs were started with the host.
-	AutostartMark = "/run/banger/autostarted"
-	HelperRunDir  = "/run/banger-helper"
-	HelperSocket  = HelperRunDir + "/helper.sock"
+	// RunDir outlives bangerd, and not the host's boot.
+	RunDir       = "/run/banger"
+	DaemonSocket = RunDir + "/bangerd.sock"
+	HelperRunDir = "/run/banger-helper"
+	HelperSocket = HelperRunDir + "/helper.sock"
 	// ExitDir holds ID.json for each VMM that ended, written by root.
 	ExitDir = HelperRunDir + "/exit"
 

@@ -84,8 +84,9 @@ type Options struct {
 	// JailDir holds a directory for each VM; it belongs to JailOwner.
 	JailDir   string
 	JailOwner int
-	// AutostartMark is a file that is gone after a boot of the host.
-	AutostartMark string
+	// RunDir is for what is gone after a boot of the host. It is no part of the
+	// disk that Reserve is about.
+	RunDir string
 	// Zone is the domain of the VMs' names.
 	Zone string
 	// Reserve is what must stay free on the state directory's filesystem, in
@@ -143,7 +144,7 @@ func NewManager(ctx context.Context, o Options) (*Manager, error) {
 	if err := m.reconcile(ctx); err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
-	if err := m.autostart(o.AutostartMark); err != nil {
+	if err := m.autostart(filepath.Join(o.RunDir, "autostarted")); err != nil {
 		m.Log.ErrorContext(ctx, "cannot start VMs with the host", "error", err)
 	}
 	m.tasks.Go(m.stopIdle)

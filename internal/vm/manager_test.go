@@ -150,7 +150,7 @@ func open(t *testing.T, path string, h *fakeHelper, k Kernels) *Manager {
 		StateDir: path, ExitDir: filepath.Join(path, "exit"), DefaultImage: "debian", DefaultKernel: "host",
 		DefaultVCPU: 1, DefaultMemory: 128, StartTimeout: 10 * time.Second,
 		Disks: &fakeDisks{}, Names: &fakeNames{}, JailDir: filepath.Join(path, "jail/firecracker"), JailOwner: os.Getuid(),
-		AutostartMark: filepath.Join(path, "autostarted"), Zone: "vm",
+		RunDir: path, Zone: "vm",
 		Record: installed.Record{Bridge: "br-test", Network: "10.9.0.1/24",
 			Firecracker: filepath.Join(path, "vmm"), Jailer: filepath.Join(path, "vmm")}})
 	if err != nil {

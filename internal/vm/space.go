@@ -2,6 +2,10 @@ package vm
 
 import (
 	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
 
 	"banger/api"
 	"banger/internal/firecracker"
@@ -38,13 +42,9 @@ func (m *Manager) spaceChanged(ctx context.Context, id string) error {
 		low := m.low.Load()
 		switch {
 		case low && v.State == api.StateRunning:
-			// Not as a person's pause: the record may not fit on the disk any more.
-			if err := m.askVMM(ctx, v, (*firecracker.Client).Pause); err != nil {
-				return err
-			}
-			return m.setState(ctx, v, api.StatePaused, pausedForSpace)
-		case !low && v.State == api.StateRunning: // paused all the same, if the record did not fit
-			return m.wake(ctx, v)
+			return m.pauseUnrecorded(ctx, v)
+		case !low && v.State == api.StateRunning:
+			return m.wakeUnrecorded(ctx, v)
 		case !low && v.State == api.StatePaused && v.Reason == pausedForSpace:
 			if err := m.wake(ctx, v); err != nil {
 				return err
@@ -54,3 +54,34 @@ func (m *Manager) spaceChanged(ctx context.Context, id string) error {
 		return nil
 	})
 }
+
+// pauseUnrecorded pauses, then records: not as a person's pause, since the record may
+// not fit on the disk any more. A mark in RunDir, which is memory, stands for a
+// record that is not there.
+func (m *Manager) pauseUnrecorded(ctx context.Context, v *store.VM) error {
+	mark := m.pauseMark(v.ID)
+	markErr := os.WriteFile(mark, nil, 0o600) // what cannot be marked is paused all the same
+	err := m.askVMM(ctx, v, (*firecracker.Client).Pause)
+	if err == nil {
+		err = m.setState(ctx, v, api.StatePaused, pausedForSpace)
+	}
+	if err != nil {
+		return errors.Join(err, markErr)
+	}
+	return os.Remove(mark)
+}
+
+// wakeUnrecorded asks only a VM that may have been paused: each question left without
+// an answer is a danger to Firecracker.
+func (m *Manager) wakeUnrecorded(ctx context.Context, v *store.VM) error {
+	mark := m.pauseMark(v.ID)
+	if _, err := os.Lstat(mark); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err := m.wake(ctx, v); err != nil {
+		return err
+	}
+	return os.Remove(mark)
+}
+
+func (m *Manager) pauseMark(id string) string { return filepath.Join(m.RunDir, "pausing-"+id) }
