@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"maps"
+	"net"
 	"os"
 	"slices"
 	"sync"
@@ -24,6 +25,7 @@ type attendants struct {
 	intents map[string]string // by id: what the guest said last
 	ending  map[string]context.CancelFunc
 	starts  map[string][]time.Time // restarts nobody asked for, the last ones
+	turn    turn                   // to connect to a guest
 }
 
 // attend listens to a running VM's guest until its VMM ends.
@@ -68,7 +70,14 @@ const powerOffTime = 10 * time.Second
 
 func (m *Manager) listen(ctx context.Context, id string, uid int) {
 	for {
-		agent := jailOf(id, uid).agent()
+		agent := guest.NewClient(func(ctx context.Context, port uint32) (net.Conn, error) {
+			leave, err := m.guests.turn.take(ctx)
+			if err != nil {
+				return nil, err
+			}
+			defer leave()
+			return jailOf(id, uid).dialGuest(ctx, port)
+		})
 		said, err := agent.End(ctx)
 		agent.Close()
 		if err == nil && (said.Action == guest.ActionReboot || said.Action == guest.ActionPowerOff) {

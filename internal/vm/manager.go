@@ -141,7 +141,11 @@ func NewManager(ctx context.Context, o Options) (*Manager, error) {
 	if m.exits, err = watchExits(o.ExitDir, m.exited); err != nil {
 		return nil, err
 	}
-	if err := m.reconcile(ctx); err != nil {
+	m.guests.turn = newTurn()
+	m.guests.turn <- struct{}{} // guests are connected to after this, for which others wait
+	err = m.reconcile(ctx)
+	<-m.guests.turn
+	if err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
 	if err := m.autostart(filepath.Join(o.RunDir, "autostarted")); err != nil {

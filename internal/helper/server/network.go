@@ -383,8 +383,7 @@ func (s *Server) applyNetwork(ctx context.Context, r helper.NetworkRequest) (hel
 		return nil
 	})
 	if err == nil && r.Whole {
-		s.net.broken()
-		err = s.net.mend(ctx)
+		_, err = s.ensureBridge(ctx, helper.Empty{})
 	}
 	return helper.Empty{}, err
 }
