@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -39,6 +40,8 @@ type floor struct {
 	card      firecracker.Card
 	network   *guest.Network // behind the card
 	address   netip.Addr     // of its VMs
+	bare      bool           // Firecracker without its jailer
+	cgroup    *os.File       // of its own, where its memory is counted; nil if it is not
 
 	undo  [][]string // commands that take the disk apart, in the order of making
 	count int
@@ -67,9 +70,7 @@ func (f *floor) start(ctx context.Context) (vm *floorVM, t floorTimes, err error
 		os.Chown(filepath.Join(vm.root, "rootfs"), uid, uid)); err != nil {
 		return vm, t, err
 	}
-	vm.cmd = exec.CommandContext(ctx, f.record.Jailer, "--id", id, "--exec-file", f.record.Firecracker,
-		"--uid", strconv.Itoa(uid), "--gid", strconv.Itoa(uid), "--chroot-base-dir", f.dir, "--", "--api-sock", "/run/api.sock")
-	if err := vm.cmd.Start(); err != nil {
+	if err := vm.spawn(ctx); err != nil {
 		return vm, t, err
 	}
 	api := filepath.Join(vm.root, "run/api.sock")
@@ -88,10 +89,10 @@ func (f *floor) start(ctx context.Context) (vm *floorVM, t floorTimes, err error
 	defer fc.Close()
 	if err := errors.Join(
 		fc.SetMachine(ctx, firecracker.Machine{VCPU: f.vcpu, MemoryMiB: f.memory}),
-		fc.SetBoot(ctx, firecracker.Boot{Kernel: "/vmlinux", Initrd: "/initrd", Args: f.bootArgs}),
-		fc.AddDrive(ctx, firecracker.Drive{ID: "rootfs", Path: "/rootfs", Cache: "Writeback"}),
+		fc.SetBoot(ctx, firecracker.Boot{Kernel: vm.path("/vmlinux"), Initrd: vm.path("/initrd"), Args: f.bootArgs}),
+		fc.AddDrive(ctx, firecracker.Drive{ID: "rootfs", Path: vm.path("/rootfs"), Cache: "Writeback"}),
 		fc.AddCard(ctx, f.card),
-		fc.SetVsock(ctx, firecracker.Vsock{CID: 3, Path: "/run/vsock.sock"})); err != nil {
+		fc.SetVsock(ctx, firecracker.Vsock{CID: 3, Path: vm.path("/run/vsock.sock")})); err != nil {
 		return vm, t, err
 	}
 	t.configured = time.Since(begun)
@@ -109,6 +110,31 @@ func (f *floor) start(ctx context.Context) (vm *floorVM, t floorTimes, err error
 		err = fmt.Errorf("echo said %q", out)
 	}
 	return vm, t, err
+}
+
+// spawn starts the jailer, or Firecracker itself.
+func (vm *floorVM) spawn(ctx context.Context) error {
+	f, uid := vm.f, strconv.Itoa(vm.f.uid())
+	vm.cmd = exec.CommandContext(ctx, f.record.Jailer, "--id", vm.id, "--exec-file", f.record.Firecracker,
+		"--uid", uid, "--gid", uid, "--chroot-base-dir", f.dir, "--", "--api-sock", "/run/api.sock")
+	if f.bare {
+		if err := os.Mkdir(filepath.Join(vm.root, "run"), 0o755); err != nil {
+			return err
+		}
+		vm.cmd = exec.CommandContext(ctx, f.record.Firecracker, "--id", vm.id, "--api-sock", vm.path("/run/api.sock"))
+	}
+	if f.cgroup != nil {
+		vm.cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(f.cgroup.Fd())}
+	}
+	return vm.cmd.Start()
+}
+
+// path is where Firecracker finds a file of its root.
+func (vm *floorVM) path(name string) string {
+	if vm.f.bare {
+		return vm.root + name
+	}
+	return name
 }
 
 // uid is the last of banger's range.

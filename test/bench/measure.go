@@ -39,6 +39,7 @@ type part struct {
 var parts = []part{
 	{name: "spawn", run: (*bench).spawn},
 	{name: "exec", run: (*bench).exec},
+	{name: "jail", run: (*bench).jail},
 	{name: "life", run: (*bench).life},
 	{name: "many", run: (*bench).many},
 	{name: "network", run: (*bench).network},
