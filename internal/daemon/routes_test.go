@@ -33,7 +33,7 @@ func bareDaemon(t *testing.T) *Daemon {
 	if d.images, err = artifact.OpenImages(t.Context(), s, dir+"/images", 1<<30, 0, quiet()); err != nil {
 		t.Fatal(err)
 	}
-	if d.vms, err = vm.NewManager(t.Context(), vm.Options{Store: s, Log: quiet(), StateDir: dir, ExitDir: dir,
+	if d.vms, err = vm.NewManager(t.Context(), vm.Options{Store: s, Log: quiet(), StateDir: dir, ExitDir: dir, RunDir: dir,
 		DefaultImage: "debian", DefaultKernel: "host", DefaultVCPU: 1, DefaultMemory: 128}); err != nil {
 		t.Fatal(err)
 	}

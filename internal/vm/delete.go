@@ -58,6 +58,7 @@ func (m *Manager) remove(ctx context.Context, v *store.VM, rep Reporter) error {
 	m.guests.forget(v.ID)
 	m.activity.forget(v.ID)
 	m.forgetCleanEnd(v.ID)
+	_ = removeMark(m.pauseMark(v.ID)) // one that stays is of no VM, until the host's next boot
 	v.State, v.Reason = api.StateDeleted, ""
 	m.events.tell(api.EventState, v)
 	return nil

@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"maps"
 	"net"
-	"os"
 	"slices"
 	"sync"
 	"time"
@@ -136,7 +135,6 @@ func (m *Manager) heard(ctx context.Context, id, action string) {
 // been told; what remains are the ends nobody asked for.
 func (m *Manager) exited(e helper.Exit) {
 	m.spares.forget(e.ID)
-	_ = os.Remove(m.pauseMark(e.ID)) // mostly there is none
 	m.tasks.Go(func() {
 		err := m.locked(m.ctx, e.ID, func(v *store.VM) error {
 			// Started again meanwhile: vm.launch has removed the record.

@@ -84,8 +84,8 @@ type Options struct {
 	// JailDir holds a directory for each VM; it belongs to JailOwner.
 	JailDir   string
 	JailOwner int
-	// RunDir is for what is gone after a boot of the host. It is no part of the
-	// disk that Reserve is about.
+	// RunDir is in memory: what is in it is gone after a boot of the host, and has
+	// room when the disk is full.
 	RunDir string
 	// Zone is the domain of the VMs' names.
 	Zone string
@@ -137,14 +137,14 @@ func NewManager(ctx context.Context, o Options) (*Manager, error) {
 		m.changes = append(m.changes, c)
 	}
 	m.ctx, m.closed = context.WithCancelCause(context.WithoutCancel(ctx))
+	m.guests.turn = newTurn()
+	m.guests.turn <- struct{}{} // taken, while others wait for the comparison
 	// Watch first, then look: an end in between is seen twice, never missed.
 	if m.exits, err = watchExits(o.ExitDir, m.exited); err != nil {
 		return nil, err
 	}
-	m.guests.turn = newTurn()
-	m.guests.turn <- struct{}{} // guests are connected to after this, for which others wait
 	err = m.reconcile(ctx)
-	<-m.guests.turn
+	<-m.guests.turn // from now on guests are connected to
 	if err != nil {
 		return nil, errors.Join(err, m.Close())
 	}

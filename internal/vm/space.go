@@ -42,9 +42,9 @@ func (m *Manager) spaceChanged(ctx context.Context, id string) error {
 		low := m.low.Load()
 		switch {
 		case low && v.State == api.StateRunning:
-			return m.pauseUnrecorded(ctx, v)
+			return m.pauseForSpace(ctx, v)
 		case !low && v.State == api.StateRunning:
-			return m.wakeUnrecorded(ctx, v)
+			return m.wakeMarked(ctx, v)
 		case !low && v.State == api.StatePaused && v.Reason == pausedForSpace:
 			if err := m.wake(ctx, v); err != nil {
 				return err
@@ -55,10 +55,10 @@ func (m *Manager) spaceChanged(ctx context.Context, id string) error {
 	})
 }
 
-// pauseUnrecorded pauses, then records: not as a person's pause, since the record may
-// not fit on the disk any more. A mark in RunDir, which is memory, stands for a
-// record that is not there.
-func (m *Manager) pauseUnrecorded(ctx context.Context, v *store.VM) error {
+// pauseForSpace pauses, then records: not as a person's pause, since the record may
+// not fit on the disk any more. A mark in RunDir, which is in memory, stands for the
+// record until that is there.
+func (m *Manager) pauseForSpace(ctx context.Context, v *store.VM) error {
 	mark := m.pauseMark(v.ID)
 	markErr := os.WriteFile(mark, nil, 0o600) // what cannot be marked is paused all the same
 	err := m.askVMM(ctx, v, (*firecracker.Client).Pause)
@@ -68,12 +68,12 @@ func (m *Manager) pauseUnrecorded(ctx context.Context, v *store.VM) error {
 	if err != nil {
 		return errors.Join(err, markErr)
 	}
-	return os.Remove(mark)
+	return removeMark(mark)
 }
 
-// wakeUnrecorded asks only a VM that may have been paused: each question left without
+// wakeMarked asks only a VM that may have been paused: each question left without
 // an answer is a danger to Firecracker.
-func (m *Manager) wakeUnrecorded(ctx context.Context, v *store.VM) error {
+func (m *Manager) wakeMarked(ctx context.Context, v *store.VM) error {
 	mark := m.pauseMark(v.ID)
 	if _, err := os.Lstat(mark); errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -81,7 +81,14 @@ func (m *Manager) wakeUnrecorded(ctx context.Context, v *store.VM) error {
 	if err := m.wake(ctx, v); err != nil {
 		return err
 	}
-	return os.Remove(mark)
+	return removeMark(mark)
+}
+
+func removeMark(mark string) error {
+	if err := os.Remove(mark); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 func (m *Manager) pauseMark(id string) string { return filepath.Join(m.RunDir, "pausing-"+id) }

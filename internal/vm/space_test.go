@@ -47,10 +47,13 @@ func TestAnUnrecordedPauseIsMarked(t *testing.T) {
 	if err := m.spaceChanged(t.Context(), v.ID); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := os.Lstat(m.pauseMark(v.ID)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the mark is left: %v", err)
+	}
 	if err := m.Store.Close(); err != nil { // nothing fits
 		t.Fatal(err)
 	}
-	if err := m.pauseUnrecorded(t.Context(), v); err == nil {
+	if err := m.pauseForSpace(t.Context(), v); err == nil {
 		t.Error("it was recorded")
 	}
 	if want := []string{"Resumed", "Paused"}; !slices.Equal(vmm.states, want) {

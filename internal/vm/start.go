@@ -102,6 +102,9 @@ func (m *Manager) start(ctx context.Context, v *store.VM, rep Reporter) error {
 func (m *Manager) startWith(ctx context.Context, v *store.VM, repair bool, rep Reporter) error {
 	log := m.Log.With("vm", v.ID, "name", v.Name)
 	m.leaveGuest(v.ID) // what the guest of an earlier run wanted is over
+	if err := removeMark(m.pauseMark(v.ID)); err != nil {
+		return err
+	}
 	again := !v.StartedAt.IsZero()
 	v.StartedAt, v.HostBoot, v.Guest, v.Timing, v.Stale = time.Now().UTC(), m.boot, nil, nil, nil
 	if err := m.setState(ctx, v, api.StateStarting, ""); err != nil {

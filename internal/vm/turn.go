@@ -15,9 +15,9 @@ type turn chan struct{}
 
 func newTurn() turn { return make(turn, 1) }
 
-// take returns when the others have had theirs. The turn ends with the next one's
-// patience, or after a call of leave: not before the host had as much time for
-// other things as the guest has taken.
+// take returns when the others have had theirs. The turn ends after
+// turnTime, or when leave was called and the host had as much time for other things
+// as the guest took.
 func (t turn) take(ctx context.Context) (leave func(), err error) {
 	select {
 	case t <- struct{}{}:

@@ -246,7 +246,7 @@ func (b *bench) exec(ctx context.Context) ([]row, error) {
 	}
 	// A guest that is still starting its services is slow at all else.
 	settle := []string{"sh", "-c", `for i in $(seq 120); do
-		case $(systemctl is-system-running --wait 2>/dev/null) in running|degraded) exit 0; esac
+		case $(timeout 60 systemctl is-system-running --wait 2>/dev/null) in running|degraded) exit 0; esac
 		sleep 1 # until systemd answers, --wait does not wait
 	done; exit 1`}
 	if _, err := vm.run(ctx, settle...); err != nil {

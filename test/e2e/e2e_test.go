@@ -313,7 +313,7 @@ func TestSystemdComesUpBehindTheAgent(t *testing.T) {
 func isUp(t *testing.T, name string) {
 	t.Helper()
 	eventually(t, 90*time.Second, func() error {
-		r := banger(t, "vm", "exec", name, "--", "systemctl", "is-system-running", "--wait")
+		r := banger(t, "vm", "exec", name, "--", "timeout", "60", "systemctl", "is-system-running", "--wait")
 		if got := strings.TrimSpace(r.Stdout); got != "running" && got != "degraded" {
 			return fmt.Errorf("systemd says %q %s", got, r.Stderr)
 		}

@@ -122,6 +122,7 @@ func TestPoweroffWhileTheDaemonIsDown(t *testing.T) {
 	root(t, "systemctl", "stop", "bangerd.service")
 	t.Cleanup(func() { root(t, "systemctl", "start", "bangerd.service") })
 	eventually(t, 2*time.Minute, func() error {
+		time.Sleep(time.Second) // to ask takes time from the guest
 		if said := root(t, "journalctl", "--namespace=banger", "--quiet", "--output=cat", "--unit="+vm.Unit); !strings.Contains(said, "reboot: ") {
 			return errors.New("the guest's kernel has not said that it halts")
 		}

@@ -363,6 +363,7 @@ func (s *Server) applyNetwork(ctx context.Context, r helper.NetworkRequest) (hel
 	err = s.net.update(ctx, func(t ports) error {
 		before := maps.Clone(t)
 		if r.Whole {
+			maps.DeleteFunc(t, func(id string, _ port) bool { return !s.places.hasJail(id) })
 			for id, p := range t {
 				t[id] = port{Address: p.Address, Pinned: p.Pinned}
 			}
@@ -383,6 +384,10 @@ func (s *Server) applyNetwork(ctx context.Context, r helper.NetworkRequest) (hel
 		return nil
 	})
 	if err == nil && r.Whole {
+		// Ports are joined again; rules that are known to be whole are not loaded.
+		s.net.mu.Lock()
+		s.net.loose = true
+		s.net.mu.Unlock()
 		_, err = s.ensureBridge(ctx, helper.Empty{})
 	}
 	return helper.Empty{}, err
