@@ -53,7 +53,8 @@ type VM struct {
 	CreatedAt time.Time `json:"created_at"`
 	// StartedAt is the begin of the last start; zero if there was none.
 	StartedAt time.Time `json:"started_at,omitzero"`
-	// Timing of the last start, in the order of its phases.
+	// Timing of the last start, in the order of its phases; only of a VM that is
+	// asked for by itself.
 	Timing []PhaseTime `json:"timing,omitempty"`
 	// Guest is what the agent said when it took its identity.
 	Guest *Guest `json:"guest,omitempty"`

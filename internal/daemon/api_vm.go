@@ -27,7 +27,11 @@ func (d *Daemon) getVM(ctx context.Context, in *RefInput) (api.VM, error) {
 	if err != nil {
 		return api.VM{}, err
 	}
-	return d.vmAPI(v), nil
+	out := d.vmAPI(v)
+	if out.Timing, err = v.Phases(); err != nil {
+		return api.VM{}, err
+	}
+	return out, nil
 }
 
 func (d *Daemon) createVM(ctx context.Context, in *struct{ Body api.VMSpec }) (api.Operation, error) {
@@ -202,7 +206,7 @@ func (d *Daemon) vmAPI(v *store.VM) api.VM {
 		VCPU: v.VCPU, MemoryMiB: v.MemoryMiB, DiskBytes: v.DiskBytes, Slot: v.Slot, Unit: vm.UnitOf(v.ID),
 		NAT: v.NAT, Network: v.Network, Autostart: v.Autostart, Restart: v.Restart, IdleStopSeconds: v.IdleStop,
 		CPUWeight: v.CPUWeight, IOWeight: v.IOWeight, CPULimitMillis: v.CPULimit, IOLimitBytes: v.IOLimit,
-		Ephemeral: v.Ephemeral, Stale: v.Stale, CreatedAt: v.CreatedAt, StartedAt: v.StartedAt, Timing: v.Timing, Guest: v.Guest}
+		Ephemeral: v.Ephemeral, Stale: v.Stale, CreatedAt: v.CreatedAt, StartedAt: v.StartedAt, Guest: v.Guest}
 	if addr, ok := d.record.GuestAddress(v.Slot); ok {
 		out.Address = addr.Addr().String()
 	}

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"path/filepath"
 	"testing"
@@ -53,7 +54,7 @@ func TestVMRoundTripAndReopen(t *testing.T) {
 		t.Fatal(err)
 	}
 	v.State, v.Reason, v.Slot, v.UID = api.StateFailed, "killed", 4, 200004
-	v.Timing = []api.PhaseTime{{Phase: "preflight", Milliseconds: 1.5}}
+	v.Timing = json.RawMessage(`[{"phase":"preflight","milliseconds":1.5}]`)
 	v.Guest = &api.Guest{BootID: "b", Kernel: "6.1"}
 	v.DiskBytes, v.NAT, v.Network, v.Autostart, v.IdleStop = 1<<30, true, "lan", true, 60
 	v.Restart, v.Stale, v.Ephemeral = api.RestartAlways, []string{"vcpu"}, true

@@ -36,8 +36,19 @@ type VM struct {
 	CreatedAt         time.Time
 	StartedAt         time.Time
 	HostBoot          string
-	Timing            []api.PhaseTime
+	Timing            json.RawMessage // []api.PhaseTime: only who shows one VM reads it
 	Guest             *api.Guest
+}
+
+// Phases reads Timing.
+func (v *VM) Phases() (out []api.PhaseTime, err error) {
+	if len(v.Timing) == 0 {
+		return nil, nil
+	}
+	if err := json.Unmarshal(v.Timing, &out); err != nil {
+		return nil, fmt.Errorf("cannot read timing of VM %q: %w", v.Name, err)
+	}
+	return out, nil
 }
 
 // vmColumns are those that change; vmValues has their values in this order.
@@ -47,11 +58,14 @@ var vmColumns = []string{"name", "state", "reason", "image_id", "kernel_id", "vc
 	"slot", "uid", "started_at", "host_boot", "timing", "guest"}
 
 func vmValues(v *VM) ([]any, error) {
-	timing, timingErr := json.Marshal(v.Timing)
 	stale, staleErr := json.Marshal(v.Stale)
 	guest, guestErr := []byte(nil), error(nil)
 	if v.Guest != nil {
 		guest, guestErr = json.Marshal(v.Guest)
+	}
+	timing := string(v.Timing)
+	if timing == "" {
+		timing = "null"
 	}
 	restart := v.Restart
 	if restart == "" {
@@ -60,7 +74,7 @@ func vmValues(v *VM) ([]any, error) {
 	return []any{v.Name, v.State, v.Reason, v.ImageID, v.KernelID, v.VCPU, v.MemoryMiB,
 		v.DiskBytes, v.NAT, v.Network, v.Autostart, restart, v.IdleStop, string(stale), v.Ephemeral,
 		v.CPUWeight, v.IOWeight, v.CPULimit, v.IOLimit,
-		v.Slot, v.UID, nanos(v.StartedAt), v.HostBoot, string(timing), string(guest)}, errors.Join(timingErr, staleErr, guestErr)
+		v.Slot, v.UID, nanos(v.StartedAt), v.HostBoot, timing, string(guest)}, errors.Join(staleErr, guestErr)
 }
 
 var (
@@ -172,7 +186,8 @@ func (s *Store) queryVMs(ctx context.Context, where string, args ...any) ([]*VM,
 			return nil, fmt.Errorf("cannot read VM: %w", err)
 		}
 		v.CreatedAt, v.StartedAt = fromNanos(created), fromNanos(started)
-		if err := errors.Join(json.Unmarshal([]byte(timing), &v.Timing), json.Unmarshal([]byte(stale), &v.Stale)); err != nil {
+		v.Timing = json.RawMessage(timing)
+		if err := json.Unmarshal([]byte(stale), &v.Stale); err != nil {
 			return nil, fmt.Errorf("cannot read VM %q: %w", v.Name, err)
 		}
 		if guest != "" {

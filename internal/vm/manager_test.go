@@ -212,7 +212,11 @@ func TestFailedStartUndoesAndTells(t *testing.T) {
 		t.Error("the overlay is left")
 	}
 	got, err := m.Get(t.Context(), "a")
-	if err != nil || got.State != api.StateFailed || !strings.Contains(got.Reason, "firecracker is ill") || len(got.Timing) == 0 {
+	if err != nil {
+		t.Fatal(err)
+	}
+	times, err := got.Phases()
+	if err != nil || got.State != api.StateFailed || !strings.Contains(got.Reason, "firecracker is ill") || len(times) == 0 {
 		t.Errorf("record %+v, %v", got, err)
 	}
 

@@ -2,11 +2,11 @@ package vm
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"banger/api"
@@ -118,7 +118,11 @@ func (m *Manager) startWith(ctx context.Context, v *store.VM, repair bool, rep R
 	defer func() { r.forgetEnd() }()
 	begun := time.Now()
 	times, err := runSteps(ctx, log, rep, startSteps, r)
-	v.Timing = slices.Concat(times, []api.PhaseTime{{Phase: api.PhaseTotal, Milliseconds: milliseconds(time.Since(begun))}})
+	times = append(times, api.PhaseTime{Phase: api.PhaseTotal, Milliseconds: milliseconds(time.Since(begun))})
+	var timingErr error
+	if v.Timing, timingErr = json.Marshal(times); timingErr != nil {
+		log.WarnContext(ctx, "cannot keep how long the start took", "error", timingErr)
+	}
 	if err == nil {
 		m.attend(v)
 		// It runs: whoever cancels now is too late.
