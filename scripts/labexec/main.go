@@ -8,12 +8,13 @@
 // made anew, at the byte where the last one broke. Only where the lab itself is
 // gone (its QEMU ended, its system booted again, or nothing answered for minutes)
 // does labexec give up: it shows what is known about the end, writes it to
-// build/lab-died, and exits with 75. scripts/lab then makes another lab.
+// lab-died beside the lab, and exits with 75. scripts/lab then makes another lab.
 //
-//	labexec ROOT PROGRAM ARG...     ROOT is the checkout
+//	labexec ROOT PROGRAM ARG...     ROOT is the checkout; the lab is in LAB_DIR, or build
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -47,11 +48,12 @@ func main() {
 // run returns the status to exit with. With an error nothing is known of the
 // program's own.
 func run(root, program string, args []string) (int, error) {
-	diedFile := filepath.Join(root, "build", "lab-died")
+	dir := filepath.Join(root, cmp.Or(os.Getenv("LAB_DIR"), "build"))
+	diedFile := filepath.Join(dir, "lab-died")
 	if _, err := os.Stat(diedFile); err == nil {
 		return exitDied, errors.New("not run: the lab has died before")
 	}
-	if err := os.Setenv("XDG_DATA_HOME", filepath.Join(root, "build", "data")); err != nil {
+	if err := os.Setenv("XDG_DATA_HOME", filepath.Join(dir, "data")); err != nil {
 		return 1, err
 	}
 	m, err := machine.New(labName)
