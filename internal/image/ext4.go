@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,7 +23,6 @@ import (
 const (
 	stagedTree   = "root"
 	stagedValues = "values"
-	stagedScript = "script"
 )
 
 const (
@@ -60,7 +60,7 @@ func findTools() (tools, error) {
 
 // builder makes the image of a tree that was staged.
 type builder struct {
-	tools
+	tools        tools
 	stage, image string
 	tree         *tree
 }
@@ -73,14 +73,10 @@ func (b *builder) build(ctx context.Context, size int64) (Info, error) {
 	if err := b.make(ctx, size); err != nil {
 		return Info{}, err
 	}
-	script := filepath.Join(b.stage, stagedScript)
-	if err := b.writeScript(ctx, script); err != nil {
-		return Info{}, err
-	}
-	// The staging tree has done its duty; removing it takes as long as the script.
+	// The staging tree has done its duty; removing it takes as long as the rest.
 	removed := make(chan error, 1)
 	go func() { removed <- b.removeTree() }()
-	err = b.runScript(ctx, script)
+	err = b.describe(ctx)
 	if err := errors.Join(err, <-removed); err != nil {
 		return Info{}, err
 	}
@@ -150,7 +146,7 @@ func (b *builder) make(ctx context.Context, size int64) error {
 	} else {
 		args = append(args, "-i", strconv.Itoa(bytesPerInode))
 	}
-	cmd := b.command(ctx, b.mke2fs, append(args, "-d", filepath.Join(b.stage, stagedTree), b.image)...)
+	cmd := b.command(ctx, b.tools.mke2fs, append(args, "-d", filepath.Join(b.stage, stagedTree), b.image)...)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return toolFailed(ctx, "mke2fs", fmt.Errorf("%w: %s", err, lastLines(out)))
 	}
@@ -188,45 +184,73 @@ func lastLines(out []byte) string {
 	return fmt.Sprintf("%.300q", strings.Join(lines[max(0, len(lines)-2):], "; "))
 }
 
-// runScript applies the script, in one go and all of it.
-func (b *builder) runScript(ctx context.Context, script string) error {
-	cmd := b.command(ctx, b.debugfs, "-w", "-f", script, b.image)
-	// Into files: through pipes each of its many lines would wake us. Apart, as a
-	// line of the one may end up within a line of the other.
-	echo, err := os.Create(filepath.Join(b.stage, "echo"))
+// describe tells the image what the staging tree could not hold.
+func (b *builder) describe(ctx context.Context) error {
+	if err := b.number(ctx); err != nil {
+		return err
+	}
+	return b.apply(ctx, func(s *script) { s.tree(b.tree.root) })
+}
+
+func (b *builder) apply(ctx context.Context, write func(*script)) error {
+	echo, err := b.debugfs(ctx, "apply", write, "-w")
 	if err != nil {
-		return fmt.Errorf("cannot import image: %w", err)
+		return err
 	}
 	defer echo.Close() // removed with the staging directory
-	complaints, err := os.Create(filepath.Join(b.stage, "complaints"))
-	if err != nil {
-		return fmt.Errorf("cannot import image: %w", err)
-	}
-	defer complaints.Close() // removed with the staging directory
-	cmd.Stdout, cmd.Stderr = echo, complaints
-	err = errors.Join(cmd.Run(),
-		checkOutput(complaints, "debugfs 1."), // its version
-		checkOutput(echo, "debugfs: ", "Allocated inode: "))
-	if err != nil {
+	if err := checkOutput(echo, "debugfs: ", "Allocated inode: "); err != nil {
 		return toolFailed(ctx, "debugfs", err)
 	}
 	return nil
 }
 
+// debugfs runs a script, in one go and all of it, and returns what it says beside
+// complaints. Into files: through pipes each of its many lines would wake us. Two,
+// as a line of the one may end up within a line of the other.
+func (b *builder) debugfs(ctx context.Context, name string, write func(*script), options ...string) (echo *os.File, err error) {
+	file := func(kind string) string { return filepath.Join(b.stage, name+"."+kind) }
+	if err := b.writeScript(file("script"), write); err != nil {
+		return nil, err
+	}
+	complaints, err := os.Create(file("complaints"))
+	if err != nil {
+		return nil, fmt.Errorf("cannot import image: %w", err)
+	}
+	defer complaints.Close() // removed with the staging directory
+	if echo, err = os.Create(file("echo")); err != nil {
+		return nil, fmt.Errorf("cannot import image: %w", err)
+	}
+	cmd := b.command(ctx, b.tools.debugfs, append(options, "-f", file("script"), b.image)...)
+	cmd.Stdout, cmd.Stderr = echo, complaints
+	err = cmd.Run()
+	for _, f := range []*os.File{complaints, echo} {
+		_, seekErr := f.Seek(0, io.SeekStart)
+		err = errors.Join(err, seekErr)
+	}
+	if err = errors.Join(err, checkOutput(complaints, "debugfs 1.")); err != nil { // its version
+		return nil, errors.Join(toolFailed(ctx, "debugfs", err), echo.Close())
+	}
+	return echo, nil
+}
+
 var inodeLine = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(?m)^Inode: (\d+) `) })
 
-// inodeOf returns "<N>" for a path. Given as an argument of the program it may
-// hold line breaks.
-func (b *builder) inodeOf(ctx context.Context, path string) (string, error) {
-	out, err := b.command(ctx, b.debugfs, "-R", "stat "+quote("/"+path), b.image).CombinedOutput()
+// inodeOf returns the number of what has a path. Given as an argument of the
+// program it may hold line breaks.
+func (b *builder) inodeOf(ctx context.Context, path string) (uint32, error) {
+	out, err := b.command(ctx, b.tools.debugfs, "-R", "stat "+quote("/"+path), b.image).CombinedOutput()
 	m := inodeLine().FindSubmatch(out)
 	if err == nil && m == nil {
 		err = errors.New("no inode")
 	}
-	if err != nil {
-		return "", toolFailed(ctx, "debugfs", fmt.Errorf("%w: %s", err, lastLines(out)))
+	var n uint64
+	if err == nil {
+		n, err = strconv.ParseUint(string(m[1]), 10, 32)
 	}
-	return "<" + string(m[1]) + ">", nil
+	if err != nil {
+		return 0, toolFailed(ctx, "debugfs", fmt.Errorf("%w: %s", err, lastLines(out)))
+	}
+	return uint32(n), nil
 }
 
 // sync brings the image to disk and returns what it takes there.

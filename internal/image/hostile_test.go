@@ -185,8 +185,8 @@ func TestDataLargerThanWanted(t *testing.T) {
 	}
 }
 
-var commandLine = regexp.MustCompile(`^(sif ("(""|[^"\n])*"|<99>) (uid|gid|mode|mtime) @?\d+|cd ("(""|[^"\n])*"|<99>|\.\.)|` +
-	`mknod "(""|[^"\n])*" (p|[bc] \d+ \d+)|ea_set -f \d+ ("(""|[^"\n])*"|<99>) "(""|[^"\n])*")\n$`)
+var commandLine = regexp.MustCompile(`^(sif ("(""|[^"\n])*"|<\d+>) (uid|gid|mode|mtime) @?\d+|cd <\d+>|ls -p ("(""|[^"\n])*"|<\d+>)|` +
+	`mknod "(""|[^"\n])*" (p|[bc] \d+ \d+)|ea_set -f \d+ ("(""|[^"\n])*"|<\d+>) "(""|[^"\n])*")\n$`)
 
 func FuzzImport(f *testing.F) {
 	f.Add(archive(f, dir("a"), reg("a/b", "x"), symlink("c", "a"), hard("c/d", "a/b"), device(tar.TypeFifo, "e", 0, 0)))
@@ -207,9 +207,16 @@ func FuzzImport(f *testing.F) {
 		compareTree(t, tr.root, stage)
 		// No name gets a line of its own into the script.
 		var out bytes.Buffer
-		s := script{w: bufio.NewWriter(&out), values: parent, stored: map[string]string{},
-			inodeOf: func(string) (string, error) { return "<99>", nil }}
-		s.dir(tr.root)
+		s := script{w: bufio.NewWriter(&out), values: parent, stored: map[string]string{}}
+		n := numbers{inodeOf: func(string) (uint32, error) { return 99, nil }}
+		all, err := n.listings(tr.root)
+		if err != nil {
+			return
+		}
+		for _, l := range all {
+			s.line("%s", l.line)
+		}
+		s.tree(tr.root)
 		if s.err == nil {
 			s.err = s.w.Flush()
 		}

@@ -100,7 +100,7 @@ func TestFacts(t *testing.T) {
 func TestOddNames(t *testing.T) {
 	names := []string{
 		"with space", " lead", "trail ", "tab\there", `quote"d`, `two""quotes`, `back\slash`, "'single'", "<12>", "<2>",
-		"-f", "--", "#comment", "!touch pwned", "a;b", "$(x)", "*", "line\nbreak", "return\rhere", "\n", "!sh\n!sh",
+		"-f", "--", "#comment", "!touch pwned", "a;b", "$(x)", "*", "line\nbreak", "x\ndebugfs: ls -p <2>", "return\rhere", "\n", "!sh\n!sh",
 		"latin1-\xe9", "\xff\xfe", "日本語", "...", strings.Repeat("n", 255), strings.Repeat(`"`, 255),
 	}
 	var entries []entry
@@ -278,20 +278,21 @@ func TestCheckOutput(t *testing.T) {
 // What debugfs refuses must fail the import, also in the midst of a script.
 func TestScriptFailureIsSeen(t *testing.T) {
 	im := importImage(t, archive(t, reg("a", "x")))
-	script := filepath.Join(t.TempDir(), "script")
 	found, err := findTools()
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := builder{tools: found, stage: t.TempDir(), image: im.file}
-	if err := os.Mkdir(filepath.Join(b.stage, stagedValues), 0o700); err != nil {
-		t.Fatal(err)
-	}
 	for _, line := range []string{"sif nothing mode 0", "ea_set -f absent a user.x", "cd nothing", "mknod a", "frobnicate"} {
-		if err := os.WriteFile(script, []byte("sif a uid 1\n"+line+"\nsif a gid 1\n"), 0o600); err != nil {
+		b := builder{tools: found, stage: t.TempDir(), image: im.file}
+		if err := os.Mkdir(filepath.Join(b.stage, stagedValues), 0o700); err != nil {
 			t.Fatal(err)
 		}
-		if err := b.runScript(t.Context(), script); err == nil {
+		err := b.apply(t.Context(), func(s *script) {
+			for _, l := range []string{"sif a uid 1", line, "sif a gid 1"} {
+				s.line("%s", l)
+			}
+		})
+		if err == nil {
 			t.Errorf("%q went unnoticed", line)
 		}
 	}

@@ -2,7 +2,7 @@ package image
 
 import (
 	"bufio"
-	"context"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -16,37 +16,28 @@ import (
 	"banger/api"
 )
 
-// maxOddNames bounds how many names are looked up one by one.
-const maxOddNames = 1000
-
 // maxLine is far less than what debugfs reads at once.
 const maxLine = 4000
 
-// script writes the debugfs commands that turn what mke2fs made of the staging
-// tree into the tree that was described. debugfs reads line by line, and a line
-// that begins with "!" is given to a shell: so a line is a fixed word, numbers
-// and quoted names, and no name with a line break ever gets into one.
+// script writes lines for debugfs. It reads line by line, and a line that begins
+// with "!" is given to a shell: so a line is a fixed word, numbers and quoted names,
+// and no name with a line break ever gets into one.
 type script struct {
 	w      *bufio.Writer
 	values string // directory for the attributes' values
 	stored map[string]string
-	// inodeOf asks the image for the inode of a name that no line can hold.
-	inodeOf func(path string) (string, error)
-	odd     int
-	err     error
+	err    error
 }
 
-func (b *builder) writeScript(ctx context.Context, file string) error {
+// writeScript makes a file of what write says.
+func (b *builder) writeScript(file string, write func(*script)) error {
 	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return fmt.Errorf("cannot import image: %w", err)
 	}
 	defer f.Close() // the second time, if all went well
-	s := &script{w: bufio.NewWriterSize(f, 64<<10), values: filepath.Join(b.stage, stagedValues),
-		stored:  map[string]string{},
-		inodeOf: func(path string) (string, error) { return b.inodeOf(ctx, path) }}
-	s.inode("<2>", b.tree.root.ino)
-	s.dir(b.tree.root)
+	s := &script{w: bufio.NewWriterSize(f, 64<<10), values: filepath.Join(b.stage, stagedValues), stored: map[string]string{}}
+	write(s)
 	if s.err != nil {
 		return s.err
 	}
@@ -66,26 +57,22 @@ func (s *script) line(format string, args ...any) {
 	}
 }
 
-// dir describes what is in d, where debugfs stands.
-func (s *script) dir(d *dentry) {
-	for _, c := range d.sorted() {
-		if s.err != nil {
-			return
+// tree turns what mke2fs made of the staging tree into the tree that was described:
+// in the order of the numbers, as inodes lie in the image.
+func (s *script) tree(root *dentry) {
+	var inodes []*inode
+	for d := range root.all() {
+		if !isSpecial(d.ino.typ) {
+			inodes = append(inodes, d.ino)
 		}
-		switch {
-		case isSpecial(c.ino.typ):
-			s.special(c)
-		case c.isDir():
-			name := s.ref(c)
-			s.inode(name, c.ino)
-			if len(c.children) > 0 {
-				s.line("cd %s", name)
-				s.dir(c)
-				s.line("cd ..")
-			}
-		case !c.ino.described:
-			c.ino.described = true
-			s.inode(s.ref(c), c.ino)
+	}
+	slices.SortFunc(inodes, func(a, b *inode) int { return cmp.Compare(a.number, b.number) })
+	for _, ino := range slices.Compact(inodes) { // hard links are one
+		s.inode(ino.ref(), ino)
+	}
+	for d := range root.all() {
+		if isSpecial(d.ino.typ) {
+			s.special(d)
 		}
 	}
 }
@@ -100,6 +87,7 @@ func (s *script) special(c *dentry) {
 		s.err = api.BadRequest("the archive has a device or FIFO with a line break in its name: %q", c.path())
 		return
 	}
+	s.line("cd %s", c.parent.ino.ref())
 	switch c.ino.typ {
 	case unix.S_IFCHR:
 		s.line("mknod %s c %d %d", quote(c.name), c.ino.major, c.ino.minor)
@@ -108,7 +96,7 @@ func (s *script) special(c *dentry) {
 	default:
 		s.line("mknod %s p", quote(c.name))
 	}
-	s.inode(s.ref(c), c.ino)
+	s.inode(quote("./"+c.name), c.ino) // "./" keeps a name from being an inode number
 }
 
 // inode writes the fields of the inode called name.
@@ -138,23 +126,6 @@ func (s *script) value(v string) string {
 	return name
 }
 
-// ref is how a command calls c. "./" keeps a name from being an option or, as
-// "<12>", an inode number.
-func (s *script) ref(c *dentry) string {
-	if !isOdd(c.name) {
-		return quote("./" + c.name)
-	}
-	if s.odd++; s.odd > maxOddNames {
-		s.err = api.BadRequest("the archive has more than %d names with line breaks", maxOddNames)
-	}
-	if s.err != nil {
-		return ""
-	}
-	var number string
-	number, s.err = s.inodeOf(c.path())
-	return number
-}
-
 // isOdd tells whether a name would end a line of the script.
 func isOdd(name string) bool { return strings.ContainsAny(name, "\r\n\x00") }
 
@@ -166,10 +137,7 @@ func quote(name string) string {
 // checkOutput reads what debugfs says while it runs a script. It has no exit
 // status for a failed command, so every line that does not begin as expected,
 // with the echo of a command or the number of a new inode, is a failure.
-func checkOutput(r io.ReadSeeker, expected ...string) error {
-	if _, err := r.Seek(0, io.SeekStart); err != nil {
-		return err
-	}
+func checkOutput(r io.Reader, expected ...string) error {
 	var first error
 	lines := bufio.NewReaderSize(r, 64<<10)
 	for {

@@ -1,6 +1,8 @@
 package image
 
 import (
+	"fmt"
+	"iter"
 	"path"
 	"strings"
 
@@ -36,8 +38,11 @@ type inode struct {
 	target       string // of a symbolic link or an unknown hard link
 	xattrs       []xattr
 	links        int
-	described    bool // the script has it already
+	number       uint32 // in the image; 0 = not known yet
 }
+
+// ref is how debugfs is told of it.
+func (i *inode) ref() string { return fmt.Sprintf("<%d>", i.number) }
 
 type xattr struct{ name, value string }
 
@@ -65,6 +70,23 @@ func (d *dentry) path() string {
 		parts[i], parts[j] = parts[j], parts[i]
 	}
 	return strings.Join(parts, "/")
+}
+
+// all yields d and what is below it, each directory before what is in it.
+func (d *dentry) all() iter.Seq[*dentry] {
+	var walk func(d *dentry, yield func(*dentry) bool) bool
+	walk = func(d *dentry, yield func(*dentry) bool) bool {
+		if !yield(d) {
+			return false
+		}
+		for _, c := range d.sorted() {
+			if !walk(c, yield) {
+				return false
+			}
+		}
+		return true
+	}
+	return func(yield func(*dentry) bool) { walk(d, yield) }
 }
 
 // tree is the filesystem to be. What it holds in files and directories exists
