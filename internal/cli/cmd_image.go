@@ -132,9 +132,14 @@ func (a *App) imageListCommand() *cobra.Command {
 	return cmd
 }
 
+// usedBy names the first few; --json has all.
 func usedBy(vms []string) string {
-	if len(vms) == 0 {
+	const most = 3
+	switch {
+	case len(vms) == 0:
 		return "-"
+	case len(vms) > most:
+		return fmt.Sprintf("%s and %d more", strings.Join(vms[:most], ", "), len(vms)-most)
 	}
 	return strings.Join(vms, ", ")
 }

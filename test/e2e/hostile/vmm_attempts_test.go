@@ -37,7 +37,13 @@ type attempt struct {
 }
 
 // result is how an attempt ended; an empty error means that it succeeded.
-type result struct{ Name, Err string }
+type result struct {
+	Name, Err string
+	Refused   bool // by the host: else the attempt itself was wrong, and shows nothing
+}
+
+// refusals are what the host says no with: there is no right to it, or no such thing.
+var refusals = []error{unix.EPERM, unix.EACCES, unix.ENOENT, unix.ESRCH, unix.EAFNOSUPPORT, unix.ECONNREFUSED}
 
 const (
 	attemptEnv  = "HOSTILE_ATTEMPT" // number of the first attempt, or spinning
@@ -284,6 +290,7 @@ func attemptMain(first string) error {
 		r := result{Name: a.name}
 		if err := a.do(known); err != nil {
 			r.Err = err.Error()
+			r.Refused = slices.ContainsFunc(refusals, func(no error) bool { return errors.Is(err, no) })
 		}
 		if err := out.Encode(r); err != nil {
 			return err
@@ -303,7 +310,7 @@ func tryAll(known facts) (all []result, err error) {
 		}
 		all = append(all, some...)
 		if killed && len(all) < len(list) {
-			all = append(all, result{list[len(all)].name, "killed by the filter of system calls"})
+			all = append(all, result{list[len(all)].name, "killed by the filter of system calls", true})
 		}
 	}
 	return all, nil
