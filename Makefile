@@ -47,7 +47,7 @@ run: ## Run a command in a microVM, from nothing: packages, build, machine
 	@scripts/run
 
 .PHONY: test
-test: test-unit test-lab ## Lint, unit tests, tests and scenarios in the lab
+test: test-unit test-lab ## Lint, unit tests; in labs: tests, scenarios, confinement, a spread of faults
 
 .PHONY: test-unit
 test-unit: lint ## Lint and unit tests: no root, no virtual machine
@@ -61,13 +61,13 @@ lint: ## golangci-lint alone
 	@$(STEP) "golangci-lint" scripts/golangci-lint run ./...
 
 .PHONY: test-lab
-test-lab: ## Tests and scenarios in labs, machines made for them (KEEP_LAB=1 keeps them)
+test-lab: ## The part of it in labs, machines made for that (KEEP_LAB=1 keeps them)
 	@$(STEP) "host packages" scripts/host-packages $(MACHINE_PACKAGES)
 	@$(STEP) "build" $(MAKE) --no-print-directory lab-build faults-build
-	@$(MAKE) --no-print-directory -j2 half-a half-b
+	@scripts/halves $(MAKE)
 
 # An emulated lab keeps one processor busy, and most hosts have two: each half has
-# a lab of its own.
+# a lab of its own. HALVES=1 runs one after the other.
 .PHONY: half-a half-b
 half-a half-b: half-%:
 	@scripts/half $* $(MAKE) --no-print-directory in-lab-$*
@@ -155,7 +155,7 @@ test-package: ## The package on a plain host: install, upgrade with a VM running
 .PHONY: lab-build
 lab-build:
 	@$(MAKE) --no-print-directory build BIN=$(LAB_BIN) VERSION=lab
-	@CGO_ENABLED=0 go build -o build/labexec ./scripts/labexec
+	@CGO_ENABLED=0 go build -o build/labexec ./scripts/labexec # so that two lab-exec at once find it made
 
 # Go knows best what has changed.
 .PHONY: $(PROGRAMS:%=$(BIN)/%)
@@ -172,7 +172,10 @@ $(BIN)/firecracker:
 
 .PHONY: clean
 clean: ## Remove build/, with the lab if it was kept; the cache stays
-	@for lab in build build/half-a build/half-b; do \
-		if [ -d $$lab/data ]; then XDG_DATA_HOME='$(CURDIR)'/$$lab/data $(LAB_BIN)/banger machine rm --force lab; fi; \
+	@set -e; for lab in build build/half-a build/half-b; do \
+		if [ -d $$lab/data/banger ]; then \
+			$(MAKE) --no-print-directory $(LAB_BIN)/banger BIN=$(LAB_BIN) VERSION=lab; \
+			XDG_DATA_HOME='$(CURDIR)'/$$lab/data $(LAB_BIN)/banger machine rm --force lab; \
+		fi; \
 	done
 	@rm -rf build

@@ -4,7 +4,7 @@
 // An archive is hostile until proven otherwise, and it asks for what an
 // ordinary user cannot do: other owners, devices, setuid bits, capabilities.
 // So only names and contents go to disk, into a staging tree that mke2fs
-// reads; everything else is kept in memory and written into the image by one
+// reads; everything else is kept in memory and written into the image by a
 // debugfs script. Symbolic links are put into the staging tree last: while
 // files are written there is none that a member's name could go through.
 // Names are resolved in memory as they would be in a chroot.

@@ -100,7 +100,7 @@ func TestFacts(t *testing.T) {
 func TestOddNames(t *testing.T) {
 	names := []string{
 		"with space", " lead", "trail ", "tab\there", `quote"d`, `two""quotes`, `back\slash`, "'single'", "<12>", "<2>",
-		"-f", "--", "#comment", "!touch pwned", "a;b", "$(x)", "*", "line\nbreak", "x\ndebugfs: ls -p <2>", "return\rhere", "\n", "!sh\n!sh",
+		"-f", "--", "#comment", "!touch pwned", "a;b", "$(x)", "*", "line\nbreak", "x\ndebugfs: ls -p .", "return\rhere", "\n", "!sh\n!sh",
 		"latin1-\xe9", "\xff\xfe", "日本語", "...", strings.Repeat("n", 255), strings.Repeat(`"`, 255),
 	}
 	var entries []entry

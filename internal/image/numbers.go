@@ -16,6 +16,9 @@ const (
 	rootNumber = 2 // in every ext4
 	// maxOddNames bounds how many names are looked up one by one.
 	maxOddNames = 1000
+	// listLine lists the directory that debugfs stands in. It has a slash, which no
+	// name has: nothing else that is listed can look like its echo.
+	listLine = "ls -p ./"
 )
 
 // numbers finds out which inodes mke2fs gave to the tree. By its number debugfs
@@ -25,53 +28,46 @@ type numbers struct {
 	// inodeOf asks the image about a name that no line can hold.
 	inodeOf func(path string) (uint32, error)
 	odd     int
-}
-
-// listing is a line that has debugfs list a directory.
-type listing struct {
-	dir  *dentry
-	line string
+	listed  []*dentry // directories, in the order of their listings
 }
 
 func (b *builder) number(ctx context.Context) error {
 	n := &numbers{inodeOf: func(path string) (uint32, error) { return b.inodeOf(ctx, path) }}
 	root := b.tree.root
 	root.ino.number = rootNumber
-	all, err := n.listings(root)
-	if err != nil {
-		return err
-	}
-	echo, err := b.debugfs(ctx, "list", func(s *script) {
-		for _, l := range all {
-			s.line("%s", l.line)
-		}
-	})
+	echo, err := b.debugfs(ctx, "list", func(s *script) { n.list(s, root) })
 	if err != nil {
 		return err
 	}
 	defer echo.Close() // removed with the staging directory
-	if err := readListings(echo, all); err != nil {
+	if err := readListings(echo, n.listed); err != nil {
 		return toolFailed(ctx, "debugfs", err)
 	}
 	return n.rest(root)
 }
 
-// listings are of all directories in which mke2fs has put something.
-func (n *numbers) listings(root *dentry) (all []listing, err error) {
-	for d := range root.all() {
-		if !d.isDir() || len(d.children) == 0 {
+// list has everything below d listed, where debugfs stands.
+func (n *numbers) list(s *script, d *dentry) {
+	n.listed = append(n.listed, d)
+	s.line("%s", listLine)
+	for _, c := range d.sorted() {
+		if s.err != nil {
+			return
+		}
+		if len(c.children) == 0 {
 			continue
 		}
-		name := quote("/" + d.path())
-		if isOdd(name) || len(name) > maxLine/2 {
-			if err := n.ask(d); err != nil {
-				return nil, err
+		name := quote("./" + c.name)
+		if isOdd(c.name) {
+			if s.err = n.ask(c); s.err != nil {
+				return
 			}
-			name = d.ino.ref()
+			name = c.ino.ref()
 		}
-		all = append(all, listing{d, "ls -p " + name})
+		s.line("cd %s", name)
+		n.list(s, c)
+		s.line("cd ..")
 	}
-	return all, nil
 }
 
 func (n *numbers) ask(d *dentry) (err error) {
@@ -82,23 +78,26 @@ func (n *numbers) ask(d *dentry) (err error) {
 	return err
 }
 
-// readListings reads what debugfs says to the lines: the echo of each, and below it
-// "/NUMBER/MODE/UID/GID/NAME/SIZE/" for each name. No part of a name with a line break
-// can be taken for that, as names hold no slash.
-func readListings(r io.Reader, all []listing) error {
+// readListings reads what debugfs says to the script: the echo of each line, and
+// below that of a listing "/NUMBER/MODE/UID/GID/NAME/SIZE/" for each name. No part
+// of a name with a line break can be taken for either, as names hold no slash.
+func readListings(r io.Reader, dirs []*dentry) error {
 	lines := bufio.NewReaderSize(r, 64<<10)
 	var dir *dentry
 	for {
 		text, err := lines.ReadString('\n')
 		text = strings.TrimSuffix(text, "\n")
-		if len(all) > 0 && text == "debugfs: "+all[0].line {
-			dir, all = all[0].dir, all[1:]
-		} else if dir != nil {
-			dir.listed(text)
+		switch {
+		case text != "debugfs: "+listLine:
+			dir.take(text)
+		case len(dirs) == 0:
+			return errors.New("it lists more than was asked for")
+		default:
+			dir, dirs = dirs[0], dirs[1:]
 		}
 		if errors.Is(err, io.EOF) {
-			if len(all) > 0 {
-				return fmt.Errorf("it ends before %.200q", all[0].line)
+			if len(dirs) > 0 {
+				return fmt.Errorf("it ends before it lists %.200q", dirs[0].path())
 			}
 			return nil
 		}
@@ -108,10 +107,10 @@ func readListings(r io.Reader, all []listing) error {
 	}
 }
 
-// listed takes a line of a directory's listing.
-func (d *dentry) listed(line string) {
+// take takes a line of a directory's listing.
+func (d *dentry) take(line string) {
 	parts := strings.Split(line, "/")
-	if len(parts) != 8 || parts[0] != "" || parts[7] != "" {
+	if d == nil || len(parts) != 8 || parts[0] != "" || parts[7] != "" {
 		return
 	}
 	n, err := strconv.ParseUint(parts[1], 10, 32)
@@ -120,7 +119,7 @@ func (d *dentry) listed(line string) {
 	}
 }
 
-// rest numbers what no listing can tell, and sees to it that nothing is missing.
+// rest numbers what no listing can tell, and sees to it that no inode is missing.
 func (n *numbers) rest(root *dentry) error {
 	for d := range root.all() {
 		if d.ino.number != 0 || isSpecial(d.ino.typ) {

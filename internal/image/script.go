@@ -68,10 +68,13 @@ func (s *script) tree(root *dentry) {
 	}
 	slices.SortFunc(inodes, func(a, b *inode) int { return cmp.Compare(a.number, b.number) })
 	for _, ino := range slices.Compact(inodes) { // hard links are one
+		if s.err != nil {
+			return
+		}
 		s.inode(ino.ref(), ino)
 	}
 	for d := range root.all() {
-		if isSpecial(d.ino.typ) {
+		if s.err == nil && isSpecial(d.ino.typ) {
 			s.special(d)
 		}
 	}
