@@ -40,6 +40,9 @@ func run(args []string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{ReplaceAttr: withoutTime})))
+	if len(args) == 0 || args[0] == "cleanup" {
+		signal.Ignore(syscall.SIGPIPE) // a journal that has gone, as when the host goes down, ends no clean-up
+	}
 	switch {
 	case len(args) == 0:
 		return serve(ctx)

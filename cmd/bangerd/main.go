@@ -28,7 +28,8 @@ func main() {
 }
 
 func run() error {
-	syscall.Umask(0o077) // nothing of the owner's is for others
+	syscall.Umask(0o077)           // nothing of the owner's is for others
+	signal.Ignore(syscall.SIGPIPE) // nor does a journal that has gone end it
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	c, err := config.Load(paths.ConfigFile)

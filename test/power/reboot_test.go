@@ -48,6 +48,12 @@ func TestReboot(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.must("sh", "-c", `until banger vm exec a -- true 2>/dev/null; do sleep 1; done`) // it starts by itself, or must's time ends
+	defer func() {
+		if t.Failed() {
+			t.Logf("how it went down:\n%s", h.must("journalctl", "--boot=-1", "--no-hostname", "--output=short-precise",
+				"--unit=banger-guests", "--unit=bangerd", "--unit=banger-helper", "--lines=80"))
+		}
+	}()
 	vms := h.list()
 	for _, name := range names {
 		v := vms[name]
