@@ -280,6 +280,16 @@ func TestServicesMayRestartUnderAVM(t *testing.T) {
 			t.Errorf("after restart of %v: boot id %q, was %q", units, now, boot)
 		}
 	}
+	// Without the journal of the consoles Firecracker would stand still at the
+	// guest's next word there.
+	root(t, "systemctl", "kill", "--signal=KILL", "systemd-journald@banger.service")
+	must(t, "vm", "exec", vm.Name, "--", "timeout", "30", "sh", "-c", "echo it goes on >/dev/console")
+	eventually(t, 15*time.Second, func() error {
+		if said := must(t, "vm", "logs", vm.Name); !strings.Contains(said, "it goes on") {
+			return fmt.Errorf("the console ends with %q", said[max(0, len(said)-200):])
+		}
+		return nil
+	})
 	if v := show(t, vm.Name); v.State != api.StateRunning {
 		t.Errorf("state %s", v.State)
 	}
