@@ -75,14 +75,14 @@ half-a half-b: half-%:
 # What the halves do once their labs run. The tests are built here and run there,
 # as root. All kinds run even if one fails.
 # Scenarios tell each test when it begins and ends, so that a log shows what hangs.
-IN_LAB := env CGO_ENABLED=0 go test -count=1 -p 1 -timeout 45m -exec "'$(CURDIR)/scripts/lab-exec'"
+IN_LAB := env CGO_ENABLED=0 go test -count=1 -p 1 -timeout 70m -exec "'$(CURDIR)/scripts/lab-exec'"
 FAULT_TESTS := $(IN_LAB) -timeout 10h -v -tags e2e,faults ./test/e2e/faults
 
 .PHONY: in-lab-a in-lab-b
 in-lab-a:
 	@status=0; \
 	$(STEP) "tests on real kernel objects" $(IN_LAB) -tags lab $(LAB_PACKAGES:%=./%) || status=1; \
-	$(STEP) "a spread of the fault matrix" scripts/spread $(FAULT_TESTS) -timeout 30m -skip TestKillCycles || status=1; \
+	$(STEP) "a spread of the fault matrix" scripts/spread $(FAULT_TESTS) -timeout 60m -skip TestKillCycles || status=1; \
 	exit $$status
 
 in-lab-b:
@@ -106,7 +106,7 @@ test-hostile: ## What a hostile VMM, owner and guest can do, in a lab of its own
 test-spread: ## A part of the faults, about ten minutes: each step and each kind
 	@$(STEP) "host packages" scripts/host-packages $(MACHINE_PACKAGES)
 	@$(STEP) "build" $(MAKE) --no-print-directory lab-build faults-build
-	@scripts/lab $(STEP) "a spread of the fault matrix" scripts/spread $(FAULT_TESTS) -timeout 30m -skip TestKillCycles
+	@scripts/lab $(STEP) "a spread of the fault matrix" scripts/spread $(FAULT_TESTS) -timeout 60m -skip TestKillCycles
 
 .PHONY: test-faults
 test-faults: ## Every fault at every step and kill cycles, hours (FAULTS=slice:K/N: a part)
