@@ -103,7 +103,7 @@ test-hostile: ## What a hostile VMM, owner and guest can do, in a lab of its own
 	@scripts/lab $(STEP) "hostile" $(IN_LAB) -v -tags e2e,hostile ./test/e2e/hostile
 
 .PHONY: test-spread
-test-spread: ## A part of the faults, about ten minutes: each step and each kind
+test-spread: ## A part of the faults, about twenty minutes: each step and each kind
 	@$(STEP) "host packages" scripts/host-packages $(MACHINE_PACKAGES)
 	@$(STEP) "build" $(MAKE) --no-print-directory lab-build faults-build
 	@scripts/lab $(STEP) "a spread of the fault matrix" scripts/spread $(FAULT_TESTS) -timeout 60m -skip TestKillCycles

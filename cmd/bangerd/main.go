@@ -28,8 +28,9 @@ func main() {
 }
 
 func run() error {
-	syscall.Umask(0o077)           // nothing of the owner's is for others
-	signal.Ignore(syscall.SIGPIPE) // nor does a journal that has gone end it
+	syscall.Umask(0o077) // nothing of the owner's is for others
+	// A log that nobody takes any more ends no stop of guests while the host goes down.
+	signal.Ignore(syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	c, err := config.Load(paths.ConfigFile)
