@@ -55,6 +55,9 @@ func (a *App) Run(args []string) int {
 	return a.exitCode(cmd, err)
 }
 
+// Commands is the tree of all commands, for manual pages. It is not for running.
+func Commands() *cobra.Command { return (&App{Getenv: os.Getenv}).root() }
+
 func (a *App) root() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "banger",

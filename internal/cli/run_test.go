@@ -269,19 +269,36 @@ func TestCommandMayHandleSignals(t *testing.T) {
 	}
 }
 
-func TestSecondInterruptGivesUp(t *testing.T) {
+func TestSignalToAProcessAndItsGroupIsOne(t *testing.T) {
 	d := newFakeDaemon(t)
+	d.running("box")
 	r, w := io.Pipe()
 	defer w.Close()
-	s := d.background(r, "vm", "run", "--rm", "--", "sh", "-c", "trap '' INT; echo ready; exec sleep 60")
+	s := d.background(r, "vm", "exec", "box", "--", "sh", "-c", `trap 'trap "" TERM; sleep 0.3; echo cleaned; exit 7' TERM; echo ready; while :; do sleep 0.05; done`)
 	s.out.await(t, "ready")
-	s.app.signals.deliver(syscall.SIGINT)
-	s.app.signals.deliver(syscall.SIGINT)
-	if code := s.wait(t); code != 130 {
-		t.Errorf("exit code %d", code)
+	s.app.signals.deliver(syscall.SIGTERM)
+	s.app.signals.deliver(syscall.SIGTERM)
+	if code := s.wait(t); code != 7 || s.out.String() != "ready\ncleaned\n" {
+		t.Errorf("exit code %d, output %q", code, s.out)
 	}
-	if left := d.names(); len(left) != 0 {
-		t.Errorf("VMs left: %v", left)
+}
+
+func TestSecondInterruptGivesUp(t *testing.T) {
+	for sig, want := range map[syscall.Signal]int{syscall.SIGINT: 130, syscall.SIGTERM: 143} {
+		d := newFakeDaemon(t)
+		r, w := io.Pipe()
+		defer w.Close()
+		s := d.background(r, "vm", "run", "--rm", "--", "sh", "-c", "trap '' INT TERM; echo ready; exec sleep 60")
+		s.out.await(t, "ready")
+		s.app.signals.deliver(sig)
+		time.Sleep(2 * bounce)
+		s.app.signals.deliver(sig)
+		if code := s.wait(t); code != want {
+			t.Errorf("%v: exit code %d", sig, code)
+		}
+		if left := d.names(); len(left) != 0 {
+			t.Errorf("%v: VMs left: %v", sig, left)
+		}
 	}
 }
 

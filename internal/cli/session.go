@@ -22,8 +22,11 @@ import (
 const (
 	// copyBuffer is a pipe's capacity.
 	copyBuffer = 64 << 10
-	// impatience is how soon a second INT must follow to end the waiting.
+	// impatience is how soon a second INT, or TERM, must follow to end the waiting.
 	impatience = 2 * time.Second
+	// bounce is how soon one that follows is still the same: timeout(1) sends it to
+	// the process and then to its group.
+	bounce = 50 * time.Millisecond
 )
 
 // command is what a session runs and how.
@@ -43,13 +46,13 @@ const (
 
 // session is one command in a guest and its streams.
 type session struct {
-	app     *App
-	host    *stream.Host
-	raw     bool // our terminal's keys are bytes now
-	lastINT time.Time
-	giveUp  chan syscall.Signal
-	broken  chan struct{} // stdout or stderr is gone
-	once    sync.Once
+	app    *App
+	host   *stream.Host
+	raw    bool                         // our terminal's keys are bytes now
+	last   map[syscall.Signal]time.Time // when INT and TERM came
+	giveUp chan syscall.Signal
+	broken chan struct{} // stdout or stderr is gone
+	once   sync.Once
 
 	resizing sync.Mutex
 }
@@ -67,7 +70,7 @@ func (a *App) runSession(ctx context.Context, conn net.Conn, cmd command) (int, 
 }
 
 func (a *App) session(ctx context.Context, conn net.Conn, cmd command) (stream.Exit, error) {
-	s := &session{app: a, giveUp: make(chan syscall.Signal, 1), broken: make(chan struct{})}
+	s := &session{app: a, last: map[syscall.Signal]time.Time{}, giveUp: make(chan syscall.Signal, 1), broken: make(chan struct{})}
 	more := []os.Signal{syscall.SIGUSR1, syscall.SIGUSR2}
 	if cmd.tty == ttyForce || cmd.tty == ttyAuto && isTerminal(a.In) && isTerminal(a.Out) {
 		cmd.exec.TTY = s.describeTTY()
@@ -219,17 +222,21 @@ func (s *session) signal(sig syscall.Signal) {
 		return
 	}
 	go s.sendSignal(sig)
-	if sig != syscall.SIGINT {
+	if sig != syscall.SIGINT && sig != syscall.SIGTERM {
 		return
 	}
 	now := time.Now()
-	if now.Sub(s.lastINT) < impatience {
+	since := now.Sub(s.last[sig])
+	if since < bounce {
+		return
+	}
+	if since < impatience {
 		select {
 		case s.giveUp <- sig:
 		default:
 		}
 	}
-	s.lastINT = now
+	s.last[sig] = now
 }
 
 func (s *session) sendSignal(sig syscall.Signal) {

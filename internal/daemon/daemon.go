@@ -95,7 +95,7 @@ func Open(ctx context.Context, log *slog.Logger) (d *Daemon, err error) {
 		Store: d.store, Helper: d.helper, Kernels: d.kernels, Hosts: d.hosts, Log: log,
 		Names: &d.names, Zone: Zone, Disks: workFiles{}, Record: d.record,
 		StateDir: paths.StateDir, ExitDir: paths.ExitDir, JailDir: paths.JailDir,
-		RunDir: paths.RunDir, Reserve: d.config.DiskReserve,
+		RunDir: paths.RunDir, ForwardSwitch: paths.ForwardSwitch, Reserve: d.config.DiskReserve,
 		DefaultImage: d.config.DefaultImage, DefaultKernel: d.config.DefaultKernel,
 		DefaultVCPU: d.config.VMDefaults.VCPU, DefaultMemory: d.config.VMDefaults.MemoryMiB,
 		DefaultDisk: d.config.VMDefaults.DiskBytes, DefaultNAT: d.config.VMDefaults.NAT,

@@ -25,6 +25,8 @@ const (
 
 	// SysctlFile lets the host forward what guests with NAT send.
 	SysctlFile = "/etc/sysctl.d/60-banger.conf"
+	// ForwardSwitch says whether it does: 1 or 0.
+	ForwardSwitch = "/proc/sys/net/ipv4/ip_forward"
 )
 
 // Inside every jail, the same in each, since a snapshot can only be loaded

@@ -17,6 +17,14 @@ type nat struct {
 
 func (nat) name() string { return "nat" }
 
+// preflight tells before the guest boots what the helper would refuse behind it.
+func (n nat) preflight(_ context.Context, r *startRun) error {
+	if !r.vm.NAT {
+		return nil
+	}
+	return helper.CheckForwarding(n.m.ForwardSwitch)
+}
+
 func (n nat) postStart(ctx context.Context, v *store.VM) error {
 	if !v.NAT && v.Network == "" {
 		return nil // what a guest gets that nothing was said about

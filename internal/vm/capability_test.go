@@ -122,3 +122,24 @@ func TestChangesReachARunningVM(t *testing.T) {
 		t.Errorf("a smaller disk: %v", err)
 	}
 }
+
+func TestNATIsRefusedBeforeTheGuestBootsWhereNothingIsForwarded(t *testing.T) {
+	h := &fakeHelper{fail: map[string]error{"launch": errors.New("no")}}
+	m := open(t, t.TempDir(), h, &fakeKernels{})
+	if err := os.WriteFile(m.ForwardSwitch, []byte("0\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"nat": "does not forward", "plain": "no"} {
+		v, err := m.Create(t.Context(), api.VMSpec{Name: name, NAT: new(name == "nat")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.calls = nil
+		if err := m.Start(t.Context(), v.ID, false, &stages{}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if launched := slices.Contains(h.calls, "launch"); launched == (name == "nat") {
+			t.Errorf("%s: asked the helper for %v", name, h.calls)
+		}
+	}
+}

@@ -41,6 +41,9 @@ func (m *Manager) Change(ctx context.Context, id string, c api.VMChange) (*store
 		if err != nil {
 			return err
 		}
+		if alive(now) {
+			m.touch(now.ID)
+		}
 		m.Log.InfoContext(ctx, "changed", "vm", now.ID, "name", now.Name, "stale", now.Stale)
 		kind := api.EventChanged
 		if old.Name != now.Name {

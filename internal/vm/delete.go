@@ -51,7 +51,7 @@ func (m *Manager) remove(ctx context.Context, v *store.VM, rep Reporter) error {
 		rep.Stage("remove", "removing the disk")
 		err = m.erase(ctx, v)
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, errDying) {
 		return err
 	}
 	m.leaveGuest(v.ID)
@@ -61,7 +61,7 @@ func (m *Manager) remove(ctx context.Context, v *store.VM, rep Reporter) error {
 	_ = removeMark(m.pauseMark(v.ID)) // one that stays is of no VM, until the host's next boot
 	v.State, v.Reason = api.StateDeleted, ""
 	m.events.tell(api.EventState, v)
-	return nil
+	return err
 }
 
 // doomed marks the directory of a VM whose delete has begun. The name is the
@@ -72,54 +72,98 @@ const doomed = ".deleted-"
 
 func (m *Manager) doomedDir(id string) string { return filepath.Join(m.StateDir, "vms", doomed+id) }
 
-// removeRunning kills a VMM and removes the record. The rest follows behind the
-// answer, since systemd still cleans up. The new name of the directory is also the
-// intent of the kill: one write to the store less on the way.
+// removeRunning kills a VMM and removes the record while it dies, so that little
+// is left to do when it has ended and systemd cleans up behind it. The rest
+// follows behind the answer. The new name of the directory is also the intent of
+// the kill: one write to the store less on the way.
 func (m *Manager) removeRunning(ctx context.Context, v *store.VM, rep Reporter) error {
 	ended, done := m.watchEnd(v.ID)
-	defer done()
 	dir, aside := m.dir(v), m.doomedDir(v.ID)
 	err := os.Rename(dir, aside)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) { // by a delete that bangerd's end cut off
+		done()
 		return fmt.Errorf("cannot remove the directory of VM %q: %w", v.Name, err)
 	}
-	synced := make(chan error, 1) // the new name is to be on the disk before the record goes
-	go func() { synced <- syncDir(filepath.Dir(aside)) }()
 	rep.Stage("kill", "stopping firecracker")
-	err = m.killVMM(ctx, v.ID, ended)
-	if errors.Is(err, errDying) { // bangerd's next start, or the next delete, goes on
-		return errors.Join(err, m.setState(ctx, v, api.StateStopping, ""))
-	}
+	gone, err := m.beginKill(ctx, v.ID, ended)
 	if err != nil {
+		done()
 		return errors.Join(m.notEnded(ctx, v, v.State, err), renameBack(aside, dir))
 	}
-	rep.Stage("remove", "removing the disk")
-	err = errors.Join(<-synced, m.cleanupCapabilities(ctx, v))
-	if err == nil {
-		err = fault.Point(ctx, "delete.aside")
-	}
-	if err == nil {
-		err = m.Store.DeleteVM(ctx, v.ID)
-	}
-	if err == nil {
-		m.sweeps.begin(v.ID)
-		m.tasks.Go(func() { m.sweepUntilDone(v.ID) })
+	// Nothing calls it back any more.
+	recordErr := m.removeRecord(ctx, v)
+	err = awaitDeath(ctx, gone)
+	if recordErr == nil {
+		m.sweepBehind(v.ID, end{gone, ended.verdict}, done)
+		if err != nil {
+			return fmt.Errorf("VM %q is deleted, but its %w", v.Name, err)
+		}
 		return nil
 	}
+	done()
+	if err != nil { // bangerd's next start, or the next delete, goes on
+		return errors.Join(recordErr, err, m.setState(ctx, v, api.StateStopping, ""))
+	}
 	// The disk is too full for it, say: then its room is made first.
-	m.Log.WarnContext(ctx, "cannot remove the record before the disks", "vm", v.ID, "error", err)
+	m.Log.WarnContext(ctx, "cannot remove the record before the disks", "vm", v.ID, "error", recordErr)
 	if err := m.stopped(ctx, v, ""); err != nil {
 		m.Log.WarnContext(ctx, "cannot record the end of a VM that is being deleted", "vm", v.ID, "error", err)
 	}
+	rep.Stage("remove", "removing the disk")
 	return errors.Join(renameBack(aside, dir), m.erase(ctx, v))
 }
 
-// renameBack is fine if there is nothing to rename.
-func renameBack(from, to string) error {
-	if err := os.Rename(from, to); err != nil && !errors.Is(err, fs.ErrNotExist) {
+// removeRecord is for a VM whose directory is marked and whose VMM is dying. What
+// is left of it is then the sweep's.
+func (m *Manager) removeRecord(ctx context.Context, v *store.VM) error {
+	if err := m.cleanupCapabilities(ctx, v); err != nil {
 		return err
 	}
-	return nil
+	// The new name is to be on the disk before the record goes.
+	if err := syncDir(filepath.Join(m.StateDir, "vms")); err != nil {
+		return err
+	}
+	if err := fault.Point(ctx, "delete.aside"); err != nil {
+		return err
+	}
+	m.sweeps.begin(v.ID)
+	err := m.Store.DeleteVM(ctx, v.ID)
+	if err != nil {
+		m.sweeps.end(v.ID)
+	}
+	return err
+}
+
+// sweepBehind sweeps when systemd has begun to clean up: before that there is
+// nothing to wait for in the helper, and to ask would only keep the host from it.
+func (m *Manager) sweepBehind(id string, ended end, done func()) {
+	m.tasks.Go(func() {
+		if _, err := readExit(m.ExitDir, id); ended.gone != nil && err != nil {
+			late := time.NewTimer(cleanUpTime)
+			select {
+			case <-ended.verdict:
+			case <-late.C:
+			case <-m.ctx.Done():
+			}
+			late.Stop()
+		}
+		done()
+		m.sweepUntilDone(id)
+	})
+}
+
+// cleanUpTime is how long systemd may take to begin its clean-up behind a VMM.
+const cleanUpTime = 5 * time.Second
+
+// renameBack is fine if there is nothing to rename.
+func renameBack(from, to string) error {
+	if err := os.Rename(from, to); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	}
+	return syncDir(filepath.Dir(to)) // else a loss of power brings the delete back
 }
 
 // syncDir is fine if there is no such directory.

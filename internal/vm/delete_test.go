@@ -1,15 +1,18 @@
 package vm
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"banger/api"
+	"banger/internal/helper"
 	"banger/internal/store"
 )
 
@@ -133,5 +136,62 @@ func TestAStartRefusesWhereADeleteLeftDisks(t *testing.T) {
 	m.finishDeletes(t.Context())
 	if _, err := m.Get(t.Context(), "a"); err == nil {
 		t.Error("the delete was not completed")
+	}
+}
+
+// running makes a VM whose record says that it runs.
+func running(t *testing.T, m *Manager) (v *store.VM, overlay string) {
+	t.Helper()
+	v, overlay = withDisk(t, m)
+	v.State = api.StateRunning
+	if err := m.Store.UpdateVM(t.Context(), v); err != nil {
+		t.Fatal(err)
+	}
+	return v, overlay
+}
+
+func TestADeleteWhoseKillFailsLeavesTheVM(t *testing.T) {
+	m := open(t, t.TempDir(), &fakeHelper{fail: map[string]error{"kill": errors.New("no")}}, &fakeKernels{})
+	v, overlay := running(t, m)
+	if err := m.Delete(t.Context(), v.ID, true, &stages{}); err == nil || !strings.Contains(err.Error(), "no") {
+		t.Errorf("error %v", err)
+	}
+	if now, err := m.Get(t.Context(), "a"); err != nil || now.ID != v.ID {
+		t.Errorf("record %+v, %v", now, err)
+	}
+	if _, err := os.Lstat(overlay); err != nil {
+		t.Error(err)
+	}
+	if left := m.Sweeping(); len(left) != 0 {
+		t.Errorf("swept: %v", left)
+	}
+}
+
+func TestADeletedVMIsForgottenThoughItsVMMDoesNotDie(t *testing.T) {
+	dir := t.TempDir()
+	m := open(t, dir, &fakeHelper{}, &fakeKernels{})
+	v, _ := running(t, m)
+	gone := make(chan struct{})
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(ErrEnding)
+	if err := awaitDeath(ctx, gone); !errors.Is(err, errDying) {
+		t.Errorf("error %v", err)
+	}
+	if err := m.removeRecord(t.Context(), v); err != nil {
+		t.Fatal(err)
+	}
+	if left := m.Sweeping(); !slices.Equal(left, []string{v.ID}) {
+		t.Errorf("swept: %v", left)
+	}
+	done := false
+	verdict := make(chan helper.Exit, 1)
+	verdict <- helper.Exit{ID: v.ID}
+	if err := os.Rename(m.dir(v), m.doomedDir(v.ID)); err != nil {
+		t.Fatal(err)
+	}
+	m.sweepBehind(v.ID, end{gone: gone, verdict: verdict}, func() { done = true })
+	wantNoFiles(t, dir)
+	if err := m.Close(); err != nil || !done {
+		t.Errorf("%v, done %v", err, done)
 	}
 }

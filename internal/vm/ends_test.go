@@ -102,6 +102,43 @@ func TestRestartsAreBounded(t *testing.T) {
 	}
 }
 
+func TestAPausedVMIsNotIdle(t *testing.T) {
+	m := open(t, t.TempDir(), &fakeHelper{}, &fakeKernels{})
+	v, _ := inJail(t, m, "a")
+	v.IdleStop = 60
+	if err := m.Store.UpdateVM(t.Context(), v); err != nil {
+		t.Fatal(err)
+	}
+	long := time.Now().Add(-time.Hour)
+	for what, use := range map[string]func() error{
+		"resume": func() error { return m.Resume(t.Context(), v.ID, &stages{}) },
+		"space":  func() error { return m.spaceChanged(t.Context(), v.ID) },
+		"set": func() error {
+			_, err := m.Change(t.Context(), v.ID, api.VMChange{Autostart: new(!v.Autostart)})
+			return err
+		},
+	} {
+		v.State, v.Reason = api.StatePaused, ""
+		if what == "space" {
+			v.Reason = pausedForSpace
+		}
+		if err := m.Store.UpdateVM(t.Context(), v); err != nil {
+			t.Fatal(err)
+		}
+		m.activity.note(v.ID, long)
+		m.activity.traffic(v.ID, 0, long)
+		if !m.unused(v, time.Now()) {
+			t.Fatalf("%s: it is in use before", what)
+		}
+		if err := use(); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		if m.unused(v, time.Now()) {
+			t.Errorf("%s: it would be stopped as idle", what)
+		}
+	}
+}
+
 func TestIdleIsSinceTheLastUse(t *testing.T) {
 	var a activity
 	start := time.Now()

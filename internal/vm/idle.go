@@ -2,6 +2,7 @@ package vm
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -111,7 +112,7 @@ func (m *Manager) stopIfIdle(id string) {
 			return nil
 		}
 		m.Log.InfoContext(m.ctx, "stopping an idle VM", "vm", v.ID, "name", v.Name, "idle_stop_seconds", v.IdleStop)
-		return m.stop(m.ctx, v, time.Minute, discard{})
+		return m.stop(m.ctx, v, time.Minute, fmt.Sprintf("nobody used it for %s", time.Duration(v.IdleStop)*time.Second), discard{})
 	})
 	if err != nil && m.ctx.Err() == nil {
 		m.Log.Error("cannot stop an idle VM", "vm", id, "error", err)

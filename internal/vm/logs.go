@@ -20,6 +20,8 @@ const (
 	logReaders = 32
 	// logEnd is how long a journalctl that was told to end may take.
 	logEnd = 2 * time.Second
+	// logDrain is how long the journal gets to show the end of a VM that is deleted.
+	logDrain = time.Second
 	// logWords bounds what journalctl may say of its troubles.
 	logWords = 4 << 10
 )
@@ -43,16 +45,21 @@ func (m *Manager) Logs(ctx context.Context, id string, q LogQuery, w io.Writer) 
 		return api.Problemf(http.StatusServiceUnavailable, api.CodeUnavailable, "cannot read the console: %d are being read already", logReaders).
 			WithHint("end some of the readers")
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	if q.Follow {
+		go m.endWith(ctx, id, cancel)
+	}
 	cmd := exec.CommandContext(ctx, "journalctl", logArgs(id, q)...)
-	out := &logWriter{w: w, failed: cancel}
+	out := &logWriter{w: w, failed: func() { cancel(nil) }}
 	words := &boundedBuffer{most: logWords}
 	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = out, words, logEnd
 	err := cmd.Run()
 	switch {
 	case out.err != nil:
 		return out.err
+	case errors.Is(context.Cause(ctx), errDeleted):
+		return nil
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case errors.Is(err, exec.ErrNotFound):
@@ -62,6 +69,18 @@ func (m *Manager) Logs(ctx context.Context, id string, q LogQuery, w io.Writer) 
 			WithHint("bangerd needs the group systemd-journal: `sudo banger system install` gives it")
 	}
 	return nil
+}
+
+var errDeleted = errors.New("the VM was deleted")
+
+// endWith ends the following of a console whose VM is deleted, a moment later: the
+// journal may still have words to give.
+func (m *Manager) endWith(ctx context.Context, id string, end context.CancelCauseFunc) {
+	err := m.Events(ctx, EventQuery{Ref: id, Follow: true}, func(api.Event) error { return nil })
+	p, refused := errors.AsType[*api.Problem](err)
+	if err == nil || refused && p.Code == api.CodeNotFound {
+		time.AfterFunc(logDrain, func() { end(errDeleted) })
+	}
 }
 
 func logArgs(id string, q LogQuery) []string {

@@ -87,6 +87,8 @@ type Options struct {
 	// RunDir is in memory: what is in it is gone after a boot of the host, and has
 	// room when the disk is full.
 	RunDir string
+	// ForwardSwitch is paths.ForwardSwitch, but in tests.
+	ForwardSwitch string
 	// Zone is the domain of the VMs' names.
 	Zone string
 	// Reserve is what must stay free on the state directory's filesystem, in

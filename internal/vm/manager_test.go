@@ -142,12 +142,13 @@ func open(t *testing.T, path string, h *fakeHelper, k Kernels) *Manager {
 			os.MkdirAll(filepath.Join(path, "exit"), 0o700),
 			os.MkdirAll(filepath.Join(path, "jail/firecracker"), 0o711),
 			os.WriteFile(filepath.Join(path, "vmm"), nil, 0o755),
+			os.WriteFile(filepath.Join(path, "ip_forward"), []byte("1\n"), 0o600),
 			os.WriteFile(filepath.Join(path, "images/img/rootfs.ext4"), make([]byte, 4096), 0o600)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	m, err := NewManager(t.Context(), Options{Store: s, Helper: h, Kernels: k, Hosts: auth, Log: slog.New(slog.DiscardHandler),
-		StateDir: path, ExitDir: filepath.Join(path, "exit"), DefaultImage: "debian", DefaultKernel: "host",
+		StateDir: path, ExitDir: filepath.Join(path, "exit"), ForwardSwitch: filepath.Join(path, "ip_forward"), DefaultImage: "debian", DefaultKernel: "host",
 		DefaultVCPU: 1, DefaultMemory: 128, StartTimeout: 10 * time.Second,
 		Disks: &fakeDisks{}, Names: &fakeNames{}, JailDir: filepath.Join(path, "jail/firecracker"), JailOwner: os.Getuid(),
 		RunDir: path, Zone: "vm",
@@ -300,6 +301,21 @@ func TestReconcileMarksWhatWasCaughtInTheMiddle(t *testing.T) {
 		if !strings.Contains(v.Reason, want.reason) {
 			t.Errorf("%s: %q", name, v.Reason)
 		}
+	}
+}
+
+func TestAfterABootNothingRunsWhateverTheHelperSays(t *testing.T) {
+	dir := t.TempDir()
+	h := &fakeHelper{fail: map[string]error{"cleanup": errors.New("no")}}
+	m := open(t, dir, h, &fakeKernels{})
+	v := recorded(t, m, "a", api.StateRunning)
+	v.HostBoot = "another"
+	if err := errors.Join(m.Store.UpdateVM(t.Context(), v), m.Close(), m.Store.Close()); err != nil {
+		t.Fatal(err)
+	}
+	m = open(t, dir, h, &fakeKernels{})
+	if now, err := m.Get(t.Context(), "a"); err != nil || now.State != api.StateStopped {
+		t.Errorf("%+v, %v", now, err)
 	}
 }
 

@@ -94,6 +94,7 @@ func (m *Manager) Resume(ctx context.Context, id string, rep Reporter) error {
 		if err := m.wake(ctx, v); err != nil {
 			return fmt.Errorf("cannot resume VM %q: %w", v.Name, err)
 		}
+		m.touch(v.ID) // it was not idle, but paused
 		return m.setState(ctx, v, api.StateRunning, "")
 	})
 }

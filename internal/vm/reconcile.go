@@ -60,13 +60,12 @@ func (m *Manager) reconcile(ctx context.Context) error {
 
 func (m *Manager) reconcileOne(ctx context.Context, v *store.VM) error {
 	if v.HostBoot != m.boot { // only files can be left
-		if err := m.Helper.Cleanup(ctx, v.ID); err != nil {
-			return err
-		}
+		// What cannot be cleared now, the next start or delete clears.
+		err := m.Helper.Cleanup(ctx, v.ID)
 		if v.State == api.StateStarting {
-			return m.setState(ctx, v, api.StateFailed, "the host was restarted while the VM was starting")
+			return errors.Join(err, m.setState(ctx, v, api.StateFailed, "the host was restarted while the VM was starting"))
 		}
-		return m.setState(ctx, v, api.StateStopped, "the host was restarted")
+		return errors.Join(err, m.setState(ctx, v, api.StateStopped, "the host was restarted"))
 	}
 	runs, err := unitRuns(v.ID)
 	if err != nil {
@@ -114,7 +113,7 @@ func (m *Manager) adopt(ctx context.Context, v *store.VM) error {
 func (m *Manager) reapplyNetwork(ctx context.Context, vs []*store.VM) error {
 	r := helper.NetworkRequest{Whole: true, Guests: []helper.GuestNetwork{}}
 	for _, v := range vs {
-		if alive(v) {
+		if alive(v) || v.State == api.StateStopping { // its guest may still need it
 			r.Guests = append(r.Guests, guestNetwork(v))
 		}
 	}

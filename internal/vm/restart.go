@@ -11,7 +11,7 @@ import (
 // run is started. Nothing else can happen to the VM in between.
 func (m *Manager) Restart(ctx context.Context, id string, timeout time.Duration, rep Reporter) error {
 	return m.locked(ctx, id, func(v *store.VM) error {
-		if err := m.stop(ctx, v, timeout, rep); err != nil {
+		if err := m.stop(ctx, v, timeout, "", rep); err != nil {
 			return err
 		}
 		if ctx.Err() != nil { // then it stays stopped

@@ -49,6 +49,7 @@ func (m *Manager) spaceChanged(ctx context.Context, id string) error {
 			if err := m.wake(ctx, v); err != nil {
 				return err
 			}
+			m.touch(v.ID) // it was not idle, but paused
 			return m.setState(ctx, v, api.StateRunning, "")
 		}
 		return nil

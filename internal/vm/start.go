@@ -126,7 +126,10 @@ func (m *Manager) startWith(ctx context.Context, v *store.VM, repair bool, rep R
 	if err == nil {
 		m.attend(v)
 		// It runs: whoever cancels now is too late.
-		return m.Store.UpdateVM(context.WithoutCancel(ctx), v)
+		if err := m.Store.UpdateVM(context.WithoutCancel(ctx), v); err != nil {
+			log.WarnContext(ctx, "cannot keep how long the start took", "error", err)
+		}
+		return nil
 	}
 	failure := startFailure(ctx, v, err)
 	// The caller may be gone; the record must tell the truth all the same.

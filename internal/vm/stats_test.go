@@ -141,6 +141,32 @@ func TestLogs(t *testing.T) {
 	}
 }
 
+func TestFollowedLogsEndWithTheirVM(t *testing.T) {
+	m := open(t, t.TempDir(), &fakeHelper{}, &fakeKernels{})
+	v, err := m.Create(t.Context(), api.VMSpec{Name: "a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	journal(t, `echo last words; exec sleep 60`)
+	ended := make(chan error, 1)
+	var out strings.Builder
+	go func() { ended <- m.Logs(t.Context(), v.ID, LogQuery{Follow: true}, &out) }()
+	if err := m.Delete(t.Context(), v.ID, false, &stages{}); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-ended:
+		if err != nil || out.String() != "last words\n" {
+			t.Errorf("%q, %v", &out, err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("they are followed for ever")
+	}
+	if len(m.logs) != 0 {
+		t.Error("the reader's place is not free")
+	}
+}
+
 // leaving takes a little and goes.
 type leaving struct{ n int }
 

@@ -18,11 +18,11 @@ const agentTime = 5 * time.Second
 // Stop asks the guest to end and waits for it; after timeout it is killed.
 // Stopping a VM that does not run is no error.
 func (m *Manager) Stop(ctx context.Context, id string, timeout time.Duration, rep Reporter) error {
-	return m.locked(ctx, id, func(v *store.VM) error { return m.stop(ctx, v, timeout, rep) })
+	return m.locked(ctx, id, func(v *store.VM) error { return m.stop(ctx, v, timeout, "", rep) })
 }
 
-// stop needs the VM's lock.
-func (m *Manager) stop(ctx context.Context, v *store.VM, timeout time.Duration, rep Reporter) error {
+// stop needs the VM's lock. The reason is what the record says then.
+func (m *Manager) stop(ctx context.Context, v *store.VM, timeout time.Duration, reason string, rep Reporter) error {
 	if !alive(v) {
 		return m.settle(ctx, v)
 	}
@@ -62,7 +62,7 @@ func (m *Manager) stop(ctx context.Context, v *store.VM, timeout time.Duration, 
 			return m.notEnded(ctx, v, before, err)
 		}
 	}
-	return m.stopped(ctx, v, "")
+	return m.stopped(ctx, v, reason)
 }
 
 // notEnded is for a VM that could not be ended: if it still runs, its record
@@ -201,20 +201,38 @@ var errDying = errors.New("firecracker was killed and does not end")
 
 // killVMM returns when the VMM's processes have ended. What they held is removed by
 // systemd's clean-up, which the next start and the release of the slot wait for.
-// Where nobody can watch the processes, systemd's word is awaited.
 func (m *Manager) killVMM(ctx context.Context, id string, ended end) error {
-	if err := fault.Point(ctx, "kill.intent"); err != nil {
+	gone, err := m.beginKill(ctx, id, ended)
+	if err != nil {
 		return err
 	}
+	return awaitDeath(ctx, gone)
+}
+
+// beginKill returns when the VMM's processes have to end, with a channel that is
+// closed when they have; nil if that is so already. Where nobody can watch them,
+// systemd's word is awaited.
+func (m *Manager) beginKill(ctx context.Context, id string, ended end) (gone <-chan struct{}, err error) {
+	if err := fault.Point(ctx, "kill.intent"); err != nil {
+		return nil, err
+	}
 	if ended.gone == nil {
-		return m.Helper.Kill(ctx, id)
+		return nil, m.Helper.Kill(ctx, id)
 	}
 	if err := m.Helper.BeginKill(ctx, id); err != nil {
 		// A helper that ended in the middle may have told systemd or not.
 		m.Log.WarnContext(ctx, "killing once more", "vm", id, "error", err)
-		return m.Helper.Kill(ctx, id)
+		return nil, m.Helper.Kill(ctx, id)
 	}
-	if err := awaitEnd(ctx, ended, killTime); err != nil {
+	return ended.gone, nil
+}
+
+// awaitDeath is for a VMM that was killed.
+func awaitDeath(ctx context.Context, gone <-chan struct{}) error {
+	if gone == nil {
+		return nil
+	}
+	if err := awaitEnd(ctx, end{gone: gone}, killTime); err != nil {
 		return fmt.Errorf("%w: %w", errDying, err)
 	}
 	return nil

@@ -1,5 +1,5 @@
 // Command packroot lays out the tree that a package holds: programs as the build
-// made them, units as the installation renders them, documents.
+// made them, units as the installation renders them, manual pages, documents.
 //
 //	packroot -bin DIR -version V -maintainer M -o ROOT    run in the checkout
 package main
@@ -56,7 +56,7 @@ func (t *tree) lay() error {
 	if err := os.RemoveAll(t.root); err != nil {
 		return err
 	}
-	for _, step := range []func() error{t.programs, t.units, t.documents, t.licences} {
+	for _, step := range []func() error{t.programs, t.units, t.manual, t.documents, t.licences} {
 		if err := step(); err != nil {
 			return err
 		}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -106,7 +107,7 @@ func (b *bench) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(os.Stderr, "bench: guests run kernel %q\n", vm.Kernel)
+	fmt.Fprintf(os.Stderr, "bench: %d CPUs, guests run kernel %q\n", runtime.NumCPU(), vm.Kernel)
 	if b.floor, err = b.newFloor(ctx, vm, "floor"); err != nil {
 		return err
 	}

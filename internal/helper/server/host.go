@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/internal/helper"
+	"banger/internal/paths"
 	"banger/internal/version"
 )
 
@@ -29,7 +30,7 @@ func (s *Server) hostCheck(ctx context.Context, _ helper.Empty) (helper.HostFact
 		Tun:           words(canOpen("/dev/net/tun")),
 		CgroupV2:      words(checkCgroup()),
 		Jail:          words(s.places.checkMount()),
-		Forwarding:    words(checkForwarding()),
+		Forwarding:    words(helper.CheckForwarding(paths.ForwardSwitch)),
 		HelperVersion: version.Version,
 	}
 	_, err := nftProgram()

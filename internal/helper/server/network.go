@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"net/http"
 	"os"
 	"strings"
 	"sync"
@@ -333,24 +332,10 @@ func (s *Server) checkGuests(r helper.NetworkRequest) (out ports, err error) {
 		out[g.ID] = port{Address: address.Addr(), NAT: g.NAT, Group: g.Group}
 		nat = nat || g.NAT
 	}
-	if nat {
-		return out, checkForwarding()
+	if nat && !r.Whole { // those run already, and the others' policies must not wait for them
+		return out, helper.CheckForwarding(paths.ForwardSwitch)
 	}
 	return out, nil
-}
-
-const forwardSwitch = "/proc/sys/net/ipv4/ip_forward"
-
-func checkForwarding() error {
-	raw, err := os.ReadFile(forwardSwitch)
-	if err != nil {
-		return fmt.Errorf("cannot tell whether the host forwards packets: %w", err)
-	}
-	if strings.TrimSpace(string(raw)) == "0" {
-		return api.Problemf(http.StatusPreconditionFailed, api.CodePrerequisite, "this host does not forward IPv4 packets, so NAT is not possible").
-			WithHint("`sysctl -w net.ipv4.ip_forward=1`; something overrides %s", paths.SysctlFile)
-	}
-	return nil
 }
 
 // applyNetwork is the verb. What a guest may holds from the launch of the VM

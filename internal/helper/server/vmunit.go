@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
@@ -431,11 +432,19 @@ func (w *systemdWatch) await(ctx context.Context, accept func(phase) bool, wake 
 	}
 }
 
-// change returns when a signal is about this unit: one connection carries
-// those of all watches.
+// lookAgain is how long a change may go unnoticed: systemd leaves the bus when it
+// executes itself anew, and signals of that moment are lost.
+const lookAgain = 2 * time.Second
+
+// change returns when a signal is about this unit, and now and then without one:
+// one connection carries those of all watches.
 func (w *systemdWatch) change(ctx context.Context, wake <-chan struct{}) error {
+	again := time.NewTimer(lookAgain)
+	defer again.Stop()
 	for {
 		select {
+		case <-again.C:
+			return nil
 		case sig, ok := <-w.signals:
 			if !ok {
 				return errors.New("connection to the system bus was lost")
