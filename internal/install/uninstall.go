@@ -178,8 +178,8 @@ func (h *host) removeAll(ctx context.Context, m *manifest, purge bool) error {
 		}
 	}
 	for _, dir := range []string{daemonRunDir, paths.HelperRunDir} {
-		if err := os.RemoveAll(h.at(dir)); err != nil {
-			return fmt.Errorf("cannot remove %s: %w", dir, err)
+		if err := h.removeUnmounted(dir); err != nil {
+			return err
 		}
 	}
 	if err := h.removeDirs(m); err != nil {
@@ -243,6 +243,17 @@ func (h *host) removeTree(m *manifest, dir string) error {
 	if !m.made(dir) {
 		return nil
 	}
+	if err := h.removeUnmounted(dir); err != nil {
+		return err
+	}
+	h.say("removed %s", dir)
+	m.Dirs = slices.DeleteFunc(m.Dirs, func(d string) bool { return within(dir, d) })
+	return nil
+}
+
+// removeUnmounted removes a directory with all that is in it, unless something is
+// mounted there, which is not ours.
+func (h *host) removeUnmounted(dir string) error {
 	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(h.at(dir)))
 	if err != nil {
 		return fmt.Errorf("cannot tell what is mounted below %s: %w", dir, err)
@@ -253,8 +264,6 @@ func (h *host) removeTree(m *manifest, dir string) error {
 	if err := os.RemoveAll(h.at(dir)); err != nil {
 		return fmt.Errorf("cannot remove %s: %w", dir, err)
 	}
-	h.say("removed %s", dir)
-	m.Dirs = slices.DeleteFunc(m.Dirs, func(d string) bool { return within(dir, d) })
 	return nil
 }
 

@@ -58,12 +58,18 @@ ForwardToWall=no
 `
 
 // udevText keeps udev from probing the disks of VMs: guests write what is on
-// them, and the probe runs as root. It also would hold them open at their end.
-const udevText = `ACTION=="remove", GOTO="banger_end"
-KERNEL=="loop*", ATTR{loop/backing_file}=="/var/lib/banger/*", ENV{UDEV_DISABLE_PERSISTENT_STORAGE_RULES_FLAG}="1", ENV{SYSTEMD_READY}="0", OPTIONS:="nowatch"
+// them, and the probe runs as root. It also would hold them open at their end. When
+// the helper that made a loop device has gone, and its view of the filesystem with
+// it, the kernel tells a path that begins at the state directory.
+var udevText = func() string {
+	id := strings.Repeat("[0-9a-f]", 12)
+	files := "/var/lib/banger/*|/vms/" + id + "/*|/vms/.deleted-" + id + "/*|/images/" + id + "/rootfs.ext4"
+	return `ACTION=="remove", GOTO="banger_end"
+KERNEL=="loop*", ATTR{loop/backing_file}=="` + files + `", ENV{UDEV_DISABLE_PERSISTENT_STORAGE_RULES_FLAG}="1", ENV{SYSTEMD_READY}="0", OPTIONS:="nowatch"
 KERNEL=="dm-*", ATTR{dm/name}=="fc-*", ENV{UDEV_DISABLE_PERSISTENT_STORAGE_RULES_FLAG}="1", ENV{DM_UDEV_DISABLE_DISK_RULES_FLAG}="1", ENV{DM_UDEV_DISABLE_OTHER_RULES_FLAG}="1", ENV{DM_NOSCAN}="1", ENV{SYSTEMD_READY}="0", OPTIONS:="nowatch"
 LABEL="banger_end"
 `
+}()
 
 // stamp begins the first line of every text file of an installation, and the
 // version that wrote it follows. What is under it counts: a unit that says the

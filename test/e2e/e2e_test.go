@@ -6,6 +6,7 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/sha256"
 	"encoding/json"
@@ -274,12 +275,15 @@ func TestServicesMayRestartUnderAVM(t *testing.T) {
 	leavesNothing(t)
 	vm := running(t)
 	boot := must(t, "vm", "exec", vm.Name, "--", "cat", "/proc/sys/kernel/random/boot_id")
-	for _, units := range [][]string{{"bangerd"}, {"banger-helper"}, {"bangerd", "banger-helper"}} {
-		root(t, append([]string{"systemctl", "restart"}, units...)...)
+	said := stays(t, vm.Name)
+	for _, what := range []string{"restart bangerd", "restart banger-helper", "restart bangerd banger-helper", "daemon-reexec"} {
+		root(t, append([]string{"systemctl"}, strings.Fields(what)...)...)
 		if now := must(t, "vm", "exec", vm.Name, "--", "cat", "/proc/sys/kernel/random/boot_id"); now != boot {
-			t.Errorf("after restart of %v: boot id %q, was %q", units, now, boot)
+			t.Errorf("after %s: boot id %q, was %q", what, now, boot)
 		}
+		said(what)
 	}
+	wantNotProbed(t, vm.ID)
 	// Without the journal of the consoles Firecracker would stand still at the
 	// guest's next word there.
 	root(t, "systemctl", "kill", "--signal=KILL", "systemd-journald@banger.service")
@@ -292,6 +296,52 @@ func TestServicesMayRestartUnderAVM(t *testing.T) {
 	})
 	if v := show(t, vm.Name); v.State != api.StateRunning {
 		t.Errorf("state %s", v.State)
+	}
+	must(t, "vm", "restart", vm.Name) // by services and a systemd that were not there when it began
+}
+
+// stays opens a session and returns what asks for an echo through it.
+func stays(t *testing.T, name string) func(word string) {
+	t.Helper()
+	c := host.Session(t, "vm", "exec", name, "--", "cat")
+	in, inErr := c.StdinPipe()
+	out, outErr := c.StdoutPipe()
+	if err := errors.Join(inErr, outErr, c.Start()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = in.Close(); _ = c.Wait() })
+	lines := bufio.NewReader(out)
+	return func(word string) {
+		t.Helper()
+		if _, err := io.WriteString(in, word+"\n"); err != nil {
+			t.Fatalf("after %s the session is closed: %v", word, err)
+		}
+		if got, err := lines.ReadString('\n'); got != word+"\n" {
+			t.Fatalf("after %s the session says %q, %v", word, got, err)
+		}
+	}
+}
+
+// wantNotProbed wants udev not to have read the disks of a VM, which a guest has
+// written, not even if the helper that made their loop devices is gone.
+func wantNotProbed(t *testing.T, id string) {
+	t.Helper()
+	root(t, "udevadm", "trigger", "--action=change", "--subsystem-match=block")
+	root(t, "udevadm", "settle")
+	disks := 0
+	for _, file := range host.Glob(t, "/sys/class/block/loop*/loop/backing_file") {
+		backing, err := os.ReadFile(file) // other loops may go in this moment
+		if err != nil || !strings.Contains(string(backing), id) && !strings.Contains(string(backing), "rootfs.ext4") {
+			continue
+		}
+		disks++
+		name := filepath.Base(filepath.Dir(filepath.Dir(file)))
+		if said := root(t, "udevadm", "info", "--query=property", "--name="+name); strings.Contains(said, "ID_FS_TYPE") {
+			t.Errorf("%s, of %s: udev says\n%s", name, backing, said)
+		}
+	}
+	if disks < 2 {
+		t.Errorf("%d loop devices seen", disks)
 	}
 }
 
@@ -307,6 +357,23 @@ func TestStopKeepsWhatWasWritten(t *testing.T) {
 	must(t, "vm", "start", vm.Name)
 	if got := must(t, "vm", "exec", vm.Name, "--", "cat", "/var/kept"); got != "kept\n" {
 		t.Errorf("got %q", got)
+	}
+	wantWholeTiming(t, show(t, vm.Name).Timing)
+}
+
+// wantWholeTiming wants the phases to be the whole, but for 2 %.
+func wantWholeTiming(t *testing.T, phases []api.PhaseTime) {
+	t.Helper()
+	var sum, total float64
+	for _, p := range phases {
+		if p.Phase == api.PhaseTotal {
+			total = p.Milliseconds
+		} else {
+			sum += p.Milliseconds
+		}
+	}
+	if len(phases) != 20 || total == 0 || sum > total || sum < 0.98*total {
+		t.Errorf("%d phases of %.1f ms, %.1f ms in all: %+v", len(phases)-1, sum, total, phases)
 	}
 }
 

@@ -90,16 +90,14 @@ func cleanupProcess(ctx context.Context, p Places, id string, getenv func(string
 	if err := checkID(id); err != nil {
 		return err
 	}
-	if err := p.make(); err != nil {
-		return err
-	}
+	makeErr := p.make()
 	bySystemd := getenv("SERVICE_RESULT") != ""
 	if !bySystemd {
 		if ph, err := u.phase(ctx, id); err != nil || !ph.over() {
 			return errors.Join(err, errors.New("the unit has not ended"))
 		}
 	}
-	var errs []error
+	errs := []error{makeErr}
 	if bySystemd {
 		// First, so that it is kept whatever happens to the rest.
 		errs = append(errs, p.writeExit(id, getenv))

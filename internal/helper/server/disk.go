@@ -2,8 +2,10 @@ package server
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/http"
 	"os"
@@ -132,6 +134,9 @@ func (s *Server) attach(ctx context.Context, r helper.AttachRequest) (out helper
 	if err != nil {
 		return out, err
 	}
+	if err := checkOverlay(r.Overlay, layers[1].f); err != nil {
+		return out, err
+	}
 	recipes := []recipe{{rootDisk(r.ID), layers[:2], "snapshot", "P " + strconv.Itoa(chunkSectors)}}
 	if r.Work != "" {
 		recipes = append(recipes, recipe{workDisk(r.ID), layers[2:], "linear", "0"})
@@ -214,6 +219,7 @@ func ensureDisks(ctx context.Context, id string, recipes []recipe) (out []device
 		case errors.Is(err, fs.ErrNotExist):
 			if have.dmStatus, err = r.make(ctx, dm); err == nil {
 				made = append(made, r.disk)
+				err = r.compare(have) // an overlay may have been exchanged behind checkOverlay
 			}
 		}
 		if err != nil {
@@ -272,7 +278,28 @@ func (r recipe) unloadable(err error) error {
 	if r.kind != "snapshot" || !errors.Is(err, unix.ENXIO) {
 		return err
 	}
-	return api.Problemf(http.StatusUnprocessableEntity, helper.CodeDamaged, "the overlay of disk %s is damaged: the kernel finds no snapshot in it", r.name()).
+	return damagedOverlay("of disk " + r.name())
+}
+
+// snapMagic begins an overlay that has been in use ("SnAp"); a new one has zeros.
+const snapMagic = 0x70416e53
+
+// checkOverlay refuses an overlay whose header has chunks of another size than ours:
+// the kernel believes it, and takes memory by that size, gigabytes of it.
+func checkOverlay(path string, f io.ReaderAt) error {
+	var head [16]byte // magic, valid, version, sectors of a chunk: little-endian, 32 bits each
+	if _, err := f.ReadAt(head[:], 0); err != nil {
+		return fmt.Errorf("cannot read the overlay: %w", err)
+	}
+	magic, chunk := binary.LittleEndian.Uint32(head[:]), binary.LittleEndian.Uint32(head[12:])
+	if magic == snapMagic && chunk != chunkSectors {
+		return damagedOverlay(path)
+	}
+	return nil // what is no header at all the kernel refuses
+}
+
+func damagedOverlay(which string) error {
+	return api.Problemf(http.StatusUnprocessableEntity, helper.CodeDamaged, "the overlay %.200s is damaged: the kernel finds no snapshot in it", which).
 		WithHint("what the guest wrote to its root disk is lost, unless there is a copy of overlay.cow; the work disk is another file")
 }
 

@@ -5,6 +5,7 @@ package server
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -155,6 +156,21 @@ func TestLabAttachLeavesNothing(t *testing.T) {
 		t.Errorf("the root disk went: %v", err)
 	}
 	l.must(dm.remove(workDisk(l.id).name()))
+}
+
+// The kernel takes three times a chunk of memory for a snapshot, and believes the
+// overlay's header what that is.
+func TestLabForgedOverlayIsRefused(t *testing.T) {
+	l := newLife(t)
+	head := binary.LittleEndian.AppendUint32(nil, snapMagic)
+	for _, word := range []uint32{1, 1, 1 << 21} {
+		head = binary.LittleEndian.AppendUint32(head, word)
+	}
+	l.file("overlay", 65<<20, head)
+	if _, err := l.c.Attach(t.Context(), helper.AttachRequest{ID: l.id, Base: l.dir + "/base", Overlay: l.dir + "/overlay"}); code(err) != helper.CodeDamaged {
+		t.Errorf("%v", err)
+	}
+	l.gone(sudden)
 }
 
 // A writer has the disk open and never stops while it grows; what it was told

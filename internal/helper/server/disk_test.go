@@ -1,7 +1,9 @@
 package server
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"os"
 	"path/filepath"
@@ -100,6 +102,23 @@ func TestLayers(t *testing.T) {
 			if err := l.f.Close(); err != nil {
 				t.Error(err)
 			}
+		}
+	}
+}
+
+func TestOverlayOfOtherChunksIsRefused(t *testing.T) {
+	header := func(magic, chunk uint32) *bytes.Reader {
+		head := binary.LittleEndian.AppendUint32(nil, magic)
+		head = binary.LittleEndian.AppendUint32(head, 1)
+		head = binary.LittleEndian.AppendUint32(head, 1)
+		return bytes.NewReader(append(binary.LittleEndian.AppendUint32(head, chunk), make([]byte, 4080)...))
+	}
+	for _, tt := range []struct {
+		magic, chunk uint32
+		code         string
+	}{{0, 0, ""}, {snapMagic, chunkSectors, ""}, {snapMagic, 1 << 21, helper.CodeDamaged}, {snapMagic, 0, helper.CodeDamaged}} {
+		if err := checkOverlay("overlay.cow", header(tt.magic, tt.chunk)); problem(err) != tt.code {
+			t.Errorf("%+v: %v", tt, err)
 		}
 	}
 }

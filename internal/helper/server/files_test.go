@@ -85,6 +85,19 @@ func TestOwnerFile(t *testing.T) {
 			f.Close()
 		}
 	}
+	// A lease that somebody does not give back is no reason to wait.
+	write(t, in("leased"), "x")
+	leased, err := os.Open(in("leased"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer leased.Close()
+	if _, err := unix.FcntlInt(leased.Fd(), unix.F_SETLEASE, unix.F_RDLCK); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := s.ownerFile("leased", unix.O_RDWR); problem(err) != api.CodeConflict {
+		t.Errorf("a leased file: %v", err)
+	}
 	s.record.UID++ // now everything is somebody else's
 	if _, _, err := s.ownerFile("dir/good", unix.O_RDONLY); err == nil {
 		t.Error("somebody else's file was opened")

@@ -24,11 +24,11 @@ func openIn(dir *os.File, path string, flags int, resolve uint64) (*os.File, err
 		switch {
 		case err == nil:
 			return os.NewFile(uintptr(fd), path), nil
-		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
-			// EAGAIN: something was renamed meanwhile and the kernel cannot
-			// be sure that the path stays below dir; it asks us to try again.
+		case errors.Is(err, unix.EINTR):
 			continue
 		}
+		// EAGAIN is an answer, too. Without ".." no rename causes it, but a lease on
+		// the file does, for as long as its holder likes.
 		return nil, &os.PathError{Op: "openat2", Path: path, Err: err}
 	}
 }
@@ -86,6 +86,8 @@ func pathProblem(path string, err error) error {
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		return api.NotFound("cannot open %.200q: no such file in the state directory", path)
+	case errors.Is(err, unix.EAGAIN):
+		return api.Conflict("cannot open %.200q: a program holds a lease on it", path)
 	case errors.Is(err, unix.ELOOP):
 		return api.BadRequest("cannot open %.200q: symlinks are not followed", path)
 	case errors.Is(err, unix.EXDEV):

@@ -47,31 +47,46 @@ func entryOf(ctx context.Context) *entry {
 	return &entry{}
 }
 
-// logged writes a line for every request, also for those that no verb saw:
-// done, failed (by the host's fault or ours) or refused (by the caller's).
+// logged writes a line for every request, also for those that no verb saw or in
+// which one panicked: done, failed (by the host's fault or ours) or refused (by the
+// caller's).
 func logged(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		begun := time.Now()
 		e := &entry{verb: noVerb, op: r.Header.Get(jsonhttp.OperationHeader)}
 		answer := &statusWriter{ResponseWriter: w, status: http.StatusOK}
+		answered := false
+		defer func() {
+			if !answered { // it goes on to panic
+				answer.status = http.StatusInternalServerError
+			}
+			e.write(r.Context(), answer.status, time.Since(begun))
+		}()
 		next.ServeHTTP(answer, r.WithContext(context.WithValue(r.Context(), entryKey{}, e)))
-		attrs := []any{"verb", e.verb, "op", printable(e.op)}
-		if e.id != "" {
-			attrs = append(attrs, "id", e.id)
-		}
-		attrs = append(attrs, "ms", float64(time.Since(begun).Microseconds())/1000, "status", answer.status)
-		if e.err != nil {
-			attrs = append(attrs, "code", jsonhttp.AsProblem(e.err).Code, "err", e.err)
-		}
-		switch {
-		case answer.status < 300:
-			slog.Info("done", attrs...)
-		case answer.status < 500:
-			slog.Warn("refused", attrs...)
-		default:
-			slog.Warn("failed", attrs...)
-		}
+		answered = true
 	})
+}
+
+func (e *entry) write(ctx context.Context, status int, took time.Duration) {
+	attrs := []any{"verb", e.verb, "op", printable(e.op)}
+	if e.id != "" {
+		attrs = append(attrs, "id", e.id)
+	}
+	attrs = append(attrs, "ms", float64(took.Microseconds())/1000, "status", status)
+	if uid, ok := jsonhttp.PeerOf(ctx); ok {
+		attrs = append(attrs, "uid", uid)
+	}
+	if e.err != nil {
+		attrs = append(attrs, "code", jsonhttp.AsProblem(e.err).Code, "err", e.err)
+	}
+	switch {
+	case status < 300:
+		slog.Info("done", attrs...)
+	case status < 500:
+		slog.Warn("refused", attrs...)
+	default:
+		slog.Warn("failed", attrs...)
+	}
 }
 
 // statusWriter remembers how a request was answered.

@@ -33,7 +33,7 @@ func TestEveryRequestIsLogged(t *testing.T) {
 		log.Reset()
 		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/v1/"+c.verb, strings.NewReader(c.body))
 		r.Header[jsonhttp.OperationHeader] = []string{c.op}
-		s.Handler().ServeHTTP(httptest.NewRecorder(), r)
+		logged(s.Handler()).ServeHTTP(httptest.NewRecorder(), r)
 		line := log.String()
 		if strings.Count(line, "\n") != 1 || len(line) > 500 {
 			t.Errorf("%s %s: %q", c.verb, c.op, line)
@@ -42,6 +42,24 @@ func TestEveryRequestIsLogged(t *testing.T) {
 			if !strings.Contains(line, part) {
 				t.Errorf("%s %s: no %s in %q", c.verb, c.op, part, line)
 			}
+		}
+	}
+}
+
+func TestRequestsOfStrangersAndPanicsAreLogged(t *testing.T) {
+	var log bytes.Buffer
+	slog.SetDefault(slog.New(slog.NewTextHandler(&log, nil)))
+	for want, h := range map[string]http.Handler{
+		`msg=refused verb="(none`: jsonhttp.OnlyUIDs(http.NotFoundHandler(), 1000),
+		`msg=failed verb="(none`:  http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("oh") }),
+	} {
+		log.Reset()
+		func() {
+			defer func() { _ = recover() }() // net/http does so
+			logged(h).ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/v1/vm.kill", nil))
+		}()
+		if line := log.String(); strings.Count(line, "\n") != 1 || !strings.Contains(line, want) {
+			t.Errorf("%q is not %s", line, want)
 		}
 	}
 }

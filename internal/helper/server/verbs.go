@@ -78,7 +78,7 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		jsonhttp.WriteError(w, api.NotFound("there is no such verb"))
 	})
-	return logged(s.limit(mux))
+	return s.limit(mux)
 }
 
 func (s *Server) reserve(_ context.Context, r helper.ReserveRequest) (helper.Slot, error) {

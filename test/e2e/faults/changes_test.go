@@ -21,7 +21,7 @@ const tinyImage, otherImage = "tiny", "other"
 func (tr *trial) mark() {
 	tr.Helper()
 	host.Must(tr.TB, "vm", "start", tr.before.Name)
-	host.Must(tr.TB, "vm", "exec", tr.before.Name, "--", "sh", "-c", "echo mine >/marker; sync")
+	host.Must(tr.TB, "vm", "exec", tr.before.Name, "--", "sh", "-c", "echo mine >/marker; echo mine >/root/marker; sync")
 	host.Must(tr.TB, "vm", "stop", tr.before.Name)
 }
 
@@ -59,6 +59,8 @@ func checkImage(tr *trial, _ kind) {
 	if kept := r.Stdout == "mine\n"; kept == other {
 		tr.Errorf("it has the other image: %v, its old root disk: %v", other, kept)
 	}
+	// The work disk is no part of the image.
+	host.Must(tr.TB, "vm", "exec", tr.before.Name, "--", "cat", "/root/marker")
 }
 
 var (
