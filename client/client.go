@@ -3,7 +3,7 @@
 //	c, err := client.New("")            // the daemon of this host
 //	c, err := client.New("ssh://lab")   // the daemon of another one, through the user's OpenSSH
 //
-// Every change answers with an operation at once; Watch follows it to its end.
+// Every change that takes time answers with an operation at once; Watch follows it to its end.
 // An error that came from the daemon, or that a person can do something about,
 // is an *api.Problem with a code and often a hint.
 package client

@@ -3,7 +3,9 @@
 package cmd
 
 import (
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -39,8 +41,41 @@ func TestTrustedProgramsLinkOnlyWhatIsListed(t *testing.T) {
 			}
 		}
 		slices.Sort(got)
+		t.Logf("%s links %d modules", program, len(got))
 		if !slices.Equal(got, want) {
 			t.Errorf("%s links\n  %s\nwant\n  %s", program, strings.Join(got, "\n  "), strings.Join(want, "\n  "))
 		}
+	}
+}
+
+// mostHelperLines is what the code of the helper has, without comments, empty lines
+// and tests. It may only fall.
+const mostHelperLines = 6210
+
+func TestTheHelperDoesNotGrow(t *testing.T) {
+	lines := 0
+	for _, dir := range []string{"banger-helper", "../internal/helper", "../internal/helper/server"} {
+		files, err := filepath.Glob(dir + "/*.go")
+		if err != nil || len(files) == 0 {
+			t.Fatalf("%s: %v", dir, err)
+		}
+		for _, file := range files {
+			if strings.HasSuffix(file, "_test.go") {
+				continue
+			}
+			raw, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for line := range strings.Lines(string(raw)) {
+				if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "//") {
+					lines++
+				}
+			}
+		}
+	}
+	t.Logf("the helper has %d lines", lines)
+	if lines > mostHelperLines {
+		t.Errorf("the helper has %d lines, more than %d", lines, mostHelperLines)
 	}
 }

@@ -13,7 +13,7 @@ import (
 
 func (a *App) operationCommand() *cobra.Command {
 	return group("operation", "Look at what bangerd is doing and has done",
-		`Every change is an operation of bangerd. It goes on when the command that asked for it
+		`Every change that takes time is an operation of bangerd. It goes on when the command that asked for it
 is gone; Ctrl-C in that command cancels it. The last 512 that ended stay readable for a
 day, until bangerd is restarted.`,
 		a.operationListCommand(), a.operationShowCommand(), a.operationWatchCommand(), a.operationCancelCommand())

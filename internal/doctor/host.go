@@ -84,8 +84,10 @@ func (h Host) architecture() Finding {
 	return Pass("x86-64")
 }
 
-// oldest is the first kernel that Firecracker is tested on.
-var oldest = [2]int{5, 10}
+// oldest is the first kernel that Firecracker is tested on; locking, the first
+// whose bridges hold a port to its MAC by themselves (IFLA_BRPORT_LOCKED), where
+// older ones ignore the wish.
+var oldest, locking = [2]int{5, 10}, [2]int{5, 18}
 
 func (h Host) kernel() Finding {
 	var v [2]int
@@ -94,6 +96,9 @@ func (h Host) kernel() Finding {
 	}
 	if slices.Compare(v[:], oldest[:]) < 0 {
 		return Fail("boot a newer kernel", "the kernel is %s, older than %d.%d", h.Release, oldest[0], oldest[1])
+	}
+	if slices.Compare(v[:], locking[:]) < 0 {
+		return Warn("boot %[2]d.%[3]d or newer", "%[1]s: before %[2]d.%[3]d only the firewall's rules, and not the bridge too, hold guests to their MAC", h.Release, locking[0], locking[1])
 	}
 	return Pass("%s", h.Release)
 }
@@ -186,8 +191,23 @@ func (h Host) keepsSecrets(swap string) bool {
 	if strings.HasPrefix(name, "zram") {
 		return true
 	}
+	var st unix.Stat_t
+	if !strings.HasPrefix(swap, "/dev/") && unix.Stat(h.at(swap), &st) == nil { // a file, on some device
+		link, err := os.Readlink(h.at(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev))))
+		return err == nil && h.encrypted(filepath.Base(link))
+	}
+	return h.encrypted(name)
+}
+
+// encrypted tells whether a block device is dm-crypt's, or made of such ones only,
+// as volumes of LVM are.
+func (h Host) encrypted(name string) bool {
 	uuid, err := h.read("/sys/block/" + name + "/dm/uuid")
-	return err == nil && strings.HasPrefix(uuid, "CRYPT-")
+	if err == nil && strings.HasPrefix(uuid, "CRYPT-") {
+		return true
+	}
+	below, err := os.ReadDir(h.at("/sys/block/" + name + "/slaves"))
+	return err == nil && len(below) > 0 && !slices.ContainsFunc(below, func(e fs.DirEntry) bool { return !h.encrypted(e.Name()) })
 }
 
 func (h Host) cgroups() Finding {

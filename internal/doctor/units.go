@@ -122,6 +122,21 @@ var harmless = []string{
 	"MemoryPressure", "ManagedOOM",
 }
 
+// ceilings keep a guest from what is the host's, unless they are lifted.
+var ceilings = []string{"TasksMax", "MemoryMax", "MemorySwapMax", "LimitCORE", "LogRateLimitIntervalSec", "LogRateLimitBurst"}
+
+// lifts tells whether a drop-in takes a ceiling away. A core file holds a guest's
+// memory, so any size of it counts.
+func lifts(key, value string) bool {
+	switch key {
+	case "LimitCORE":
+		return value != "0"
+	case "LogRateLimitIntervalSec", "LogRateLimitBurst":
+		return value == "" || value == "0"
+	}
+	return value == "" || value == "infinity" || value == "100%"
+}
+
 // withdrawn are settings that only take something away when they are emptied.
 var withdrawn = []string{"SupplementaryGroups", "CapabilityBoundingSet", "AmbientCapabilities", "DeviceAllow", "ReadWritePaths"}
 
@@ -138,7 +153,11 @@ func touchy(text string) (keys []string) {
 		if value == "" && slices.Contains(withdrawn, key) {
 			continue
 		}
-		if !slices.ContainsFunc(harmless, func(p string) bool { return strings.HasPrefix(key+"=", p) }) && !slices.Contains(keys, key) {
+		allowed := slices.ContainsFunc(harmless, func(p string) bool { return strings.HasPrefix(key+"=", p) })
+		if slices.Contains(ceilings, key) {
+			allowed = !lifts(key, value)
+		}
+		if !allowed && !slices.Contains(keys, key) {
 			keys = append(keys, key)
 		}
 	}

@@ -89,6 +89,17 @@ func TestTouchy(t *testing.T) {
 	if !slices.Equal(got, []string{"SystemCallFilter", "User", "what is this"}) {
 		t.Errorf("%q", got)
 	}
+	for _, c := range []struct {
+		line string
+		want bool
+	}{
+		{"TasksMax=500", false}, {"TasksMax=infinity", true}, {"MemoryMax=", true}, {"MemoryMax=3G", false}, {"MemorySwapMax=0", false},
+		{"LimitCORE=0", false}, {"LimitCORE=infinity", true}, {"LimitCORE=1G", true}, {"LogRateLimitIntervalSec=0", true}, {"LogRateLimitBurst=50", false},
+	} {
+		if got := touchy("[Service]\n" + c.line + "\n"); (len(got) > 0) != c.want {
+			t.Errorf("%s: %q", c.line, got)
+		}
+	}
 }
 
 func FuzzTouchy(f *testing.F) {

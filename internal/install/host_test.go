@@ -35,11 +35,12 @@ type fakeHost struct {
 	own      owner
 	from     string
 	accounts map[string]string // what getent lists besides the files
+	systemd  string            // what it says it is
 }
 
 func newHost(t *testing.T) *fakeHost {
 	t.Helper()
-	f := &fakeHost{t: t, active: map[string]bool{}, enabled: map[string]bool{}, from: t.TempDir()}
+	f := &fakeHost{t: t, active: map[string]bool{}, enabled: map[string]bool{}, from: t.TempDir(), systemd: "systemd 252 (252.39-1~deb12u1)"}
 	f.own = owner{name: "dev", uid: os.Geteuid(), gid: os.Getegid()}
 	if f.own.uid == 0 {
 		f.own.uid, f.own.gid = 1000, 1000
@@ -189,7 +190,7 @@ func (f *fakeHost) command(ctx context.Context, argv ...string) (string, error) 
 		}
 	}
 	verb := strings.Join(argv[:min(2, len(argv))], " ")
-	if verb != "systemctl show" && verb != "systemctl list-units" && argv[0] != "getent" {
+	if verb != "systemctl show" && verb != "systemctl list-units" && verb != "systemctl --version" && argv[0] != "getent" {
 		f.ran = append(f.ran, strings.Join(argv, " "))
 	}
 	set := func(m map[string]bool, value bool) {
@@ -198,6 +199,8 @@ func (f *fakeHost) command(ctx context.Context, argv ...string) (string, error) 
 		}
 	}
 	switch {
+	case verb == "systemctl --version":
+		return f.systemd + "\n+PAM +AUDIT\n", nil
 	case argv[0] == "getent" && len(argv) == 2:
 		return f.accounts[argv[1]], nil
 	case argv[0] == "getent" && argv[2] == "dev":

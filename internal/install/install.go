@@ -21,6 +21,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -96,7 +97,7 @@ func (h *host) install(ctx context.Context, o Options) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := h.check(); err != nil {
+	if err := h.check(ctx); err != nil {
 		return err
 	}
 	unlock, err := h.lock()
@@ -137,8 +138,12 @@ func (h *host) install(ctx context.Context, o Options) (err error) {
 	return h.importKernel(ctx, o.ImportKernel)
 }
 
+// oldestSystemd knows every setting of the units. An older one passes over those of
+// the sandbox that it does not know, with a warning in its log.
+const oldestSystemd = 252
+
 // check refuses a host on which banger cannot work whatever is installed.
-func (h *host) check() error {
+func (h *host) check(ctx context.Context) error {
 	prerequisite := func(format string, args ...any) *api.Problem {
 		return api.Problemf(http.StatusPreconditionFailed, api.CodePrerequisite, "cannot install banger: "+format, args...)
 	}
@@ -147,6 +152,15 @@ func (h *host) check() error {
 	}
 	if !h.booted() {
 		return prerequisite("systemd does not run here").WithHint("banger needs a host booted by systemd; in a container use `banger machine`")
+	}
+	said, err := h.run(ctx, "systemctl", "--version")
+	if err != nil {
+		return fmt.Errorf("cannot tell the version of systemd: %w", err)
+	}
+	var version int
+	if _, err := fmt.Sscanf(said, "systemd %d", &version); err != nil || version < oldestSystemd {
+		first, _, _ := strings.Cut(said, "\n")
+		return prerequisite("it needs systemd %d or newer, and this is %q", oldestSystemd, first).WithHint("use a newer release of the distribution")
 	}
 	if _, err := os.Stat(h.at("/sys/fs/cgroup/cgroup.controllers")); err != nil {
 		return prerequisite("the host does not use cgroup v2").WithHint("boot with systemd.unified_cgroup_hierarchy=1")

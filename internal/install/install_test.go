@@ -253,6 +253,8 @@ func TestInstallRefuses(t *testing.T) {
 		"odd owner":     {"dev\nUser=root", nil, "not a user name"},
 		"specifier":     {"d%v", nil, "not a user name"},
 		"no systemd":    {"dev", func(f *fakeHost) { f.remove("/run/systemd/system") }, "systemd does not run"},
+		"old systemd":   {"dev", func(f *fakeHost) { f.systemd = "systemd 249 (249.11-0ubuntu3)" }, "needs systemd 252 or newer"},
+		"no version":    {"dev", func(f *fakeHost) { f.systemd = "mine" }, `this is "mine"`},
 		"cgroup v1":     {"dev", func(f *fakeHost) { f.remove("/sys/fs/cgroup/cgroup.controllers") }, "cgroup v2"},
 		"program missing": {"dev", func(f *fakeHost) {
 			if err := os.Remove(filepath.Join(f.from, "jailer")); err != nil {
