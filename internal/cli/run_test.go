@@ -285,20 +285,22 @@ func TestSignalToAProcessAndItsGroupIsOne(t *testing.T) {
 
 func TestSecondInterruptGivesUp(t *testing.T) {
 	for sig, want := range map[syscall.Signal]int{syscall.SIGINT: 130, syscall.SIGTERM: 143} {
-		d := newFakeDaemon(t)
-		r, w := io.Pipe()
-		defer w.Close()
-		s := d.background(r, "vm", "run", "--rm", "--", "sh", "-c", "trap '' INT TERM; echo ready; exec sleep 60")
-		s.out.await(t, "ready")
-		s.app.signals.deliver(sig)
-		time.Sleep(2 * bounce)
-		s.app.signals.deliver(sig)
-		if code := s.wait(t); code != want {
-			t.Errorf("%v: exit code %d", sig, code)
-		}
-		if left := d.names(); len(left) != 0 {
-			t.Errorf("%v: VMs left: %v", sig, left)
-		}
+		t.Run(sig.String(), func(t *testing.T) {
+			d := newFakeDaemon(t)
+			r, w := io.Pipe()
+			defer w.Close()
+			s := d.background(r, "vm", "run", "--rm", "--", "sh", "-c", "trap '' INT TERM; echo ready; exec sleep 60")
+			s.out.await(t, "ready")
+			s.app.signals.deliver(sig)
+			time.Sleep(2 * bounce)
+			s.app.signals.deliver(sig)
+			if code := s.wait(t); code != want {
+				t.Errorf("exit code %d", code)
+			}
+			if left := d.names(); len(left) != 0 {
+				t.Errorf("VMs left: %v", left)
+			}
+		})
 	}
 }
 
