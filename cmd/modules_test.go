@@ -50,7 +50,7 @@ func TestTrustedProgramsLinkOnlyWhatIsListed(t *testing.T) {
 
 // mostHelperLines is what the code of the helper has, without comments, empty lines
 // and tests. It may only fall.
-const mostHelperLines = 6210
+const mostHelperLines = 6125
 
 func TestTheHelperDoesNotGrow(t *testing.T) {
 	lines := 0

@@ -3,8 +3,6 @@ package doctor
 import (
 	"fmt"
 	"strings"
-
-	"banger/internal/helper"
 )
 
 // advisory is a weakness of Firecracker that is public.
@@ -47,10 +45,10 @@ const recommended = "1.15.1"
 
 // advisories warns also of what does not touch banger: another use of the same
 // program may be touched.
-func advisories(f helper.HostFacts) Finding {
+func advisories(firecracker string) Finding {
 	var v release
-	if n, err := fmt.Sscanf(f.Firecracker, "%d.%d.%d", &v[0], &v[1], &v[2]); err != nil || n != 3 {
-		return Warn("", "the version %q says nothing", f.Firecracker)
+	if n, err := fmt.Sscanf(firecracker, "%d.%d.%d", &v[0], &v[1], &v[2]); err != nil || n != 3 {
+		return Warn("", "the version %q says nothing", firecracker)
 	}
 	var found []string
 	for _, a := range advisoryList {
@@ -61,7 +59,7 @@ func advisories(f helper.HostFacts) Finding {
 		}
 	}
 	if len(found) > 0 {
-		return Warn("install Firecracker and jailer "+recommended+" or newer", "Firecracker %s has %s", f.Firecracker, strings.Join(found, "; "))
+		return Warn("install Firecracker and jailer "+recommended+" or newer", "Firecracker %s has %s", firecracker, strings.Join(found, "; "))
 	}
-	return Pass("none is known for Firecracker %s", f.Firecracker)
+	return Pass("none is known for Firecracker %s", firecracker)
 }

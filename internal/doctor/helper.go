@@ -24,7 +24,7 @@ var factChecks = []struct {
 	{"loop", "disks of VMs are made with it", func(f helper.HostFacts) Finding { return fact(f.Loop, "usable", "sudo modprobe loop") }},
 	{"tun", "VMs get their network by it", func(f helper.HostFacts) Finding { return fact(f.Tun, "usable", "sudo modprobe tun") }},
 	{"jail", "each VM lives in a directory there, with device nodes, a program, and links to blobs", func(f helper.HostFacts) Finding {
-		return fact(f.Jail, "usable, on "+f.JailFS, "keep "+paths.HelperDir+" on one filesystem, without nodev, noexec and ro")
+		return fact(f.Jail, "usable", "keep "+paths.HelperDir+" on one filesystem, without nodev, noexec and ro")
 	}},
 	{"jail-tree", "who can write there can change what VMs boot, or whose they are", func(f helper.HostFacts) Finding {
 		return fact(oneLine(f.Tree), "owners and modes are as made", "sudo systemctl restart banger-helper; a blob that was changed: remove it, bangerd sends it again")
@@ -48,8 +48,6 @@ var factChecks = []struct {
 		}
 		return Pass("no other takes anything from guests")
 	}},
-	{"firecracker", "VMs run in it", firecracker},
-	{"advisories", "a guest may get out by a known way", advisories},
 }
 
 // Facts judges what the helper told.
@@ -87,18 +85,6 @@ func fact(problem, good, fix string) Finding {
 		return Fail(fix, "%s", problem)
 	}
 	return Pass("%s", good)
-}
-
-func firecracker(f helper.HostFacts) Finding {
-	switch {
-	case f.Programs != "":
-		return Fail(reinstall, "%s", oneLine(f.Programs))
-	case f.Firecracker == "" || f.Jailer == "":
-		return Fail(reinstall, "firecracker or jailer cannot be used")
-	case f.Firecracker != f.Jailer:
-		return Fail("install both from one release", "firecracker is %s, jailer is %s", f.Firecracker, f.Jailer)
-	}
-	return Pass("%s, as installed, with the jailer of that release", f.Firecracker)
 }
 
 func oneLine(s string) string { return strings.ReplaceAll(s, "\n", "; ") }

@@ -9,7 +9,7 @@ import (
 )
 
 func goodFacts() helper.HostFacts {
-	return helper.HostFacts{Firecracker: "1.15.1", Jailer: "1.15.1", HelperVersion: "v1", JailFS: "ext4"}
+	return helper.HostFacts{HelperVersion: "v1"}
 }
 
 func TestFacts(t *testing.T) {
@@ -33,8 +33,6 @@ func TestFacts(t *testing.T) {
 		"nft":           {func(f *helper.HostFacts) { f.NFT = "no" }, "fail", "no"},
 		"forwarding":    {func(f *helper.HostFacts) { f.Forwarding = "no" }, "warn", "no"},
 		"firewall":      {func(f *helper.HostFacts) { f.Firewall = []string{"ufw", "docker"} }, "warn", "ufw; docker"},
-		"firecracker":   {func(f *helper.HostFacts) { f.Jailer = "1.12.1" }, "fail", "jailer is 1.12.1"},
-		"advisories":    {func(f *helper.HostFacts) { f.Firecracker, f.Jailer = "1.12.1", "1.12.1" }, "warn", "CVE-2026-1386"},
 	} {
 		f := goodFacts()
 		c.spoil(&f)
@@ -48,21 +46,16 @@ func TestFacts(t *testing.T) {
 	}
 }
 
-func TestFirecracker(t *testing.T) {
-	check(t, "changed", firecracker(helper.HostFacts{Programs: "sha256\ndiffers"}), "fail", "sha256; differs")
-	check(t, "silent", firecracker(helper.HostFacts{Firecracker: "1.15.1"}), "fail", "cannot be used")
-}
-
 func TestAdvisories(t *testing.T) {
 	for version, want := range map[string]string{
 		"0.19.0": "CVE-2019-18960", "0.19.1": "CVE-2026-1386", "0.21.1": "CVE-2020-16843", "0.22.0": "CVE-2020-27174",
 		"1.12.1": "CVE-2026-1386", "1.13.1": "CVE-2026-1386", "1.13.2": "CVE-2026-5747", "1.14.0": "CVE-2026-1386",
 		"1.14.3": "CVE-2026-5747", "1.15.0": "CVE-2026-5747", "": "says nothing",
 	} {
-		check(t, version, advisories(helper.HostFacts{Firecracker: version}), "warn", want)
+		check(t, version, advisories(version), "warn", want)
 	}
 	for _, version := range []string{"1.14.4", "1.15.1", "1.16.1", "2.0.0", recommended} {
-		check(t, version, advisories(helper.HostFacts{Firecracker: version}), "pass", version)
+		check(t, version, advisories(version), "pass", version)
 	}
 }
 

@@ -36,7 +36,7 @@ func (h Host) InstallationQuestions() []Question {
 	for _, c := range installationChecks {
 		all = append(all, One(c.id, c.why, func(context.Context) Finding { return c.look(h) }))
 	}
-	return all
+	return append(all, h.firecrackerQuestion())
 }
 
 const reinstall = "sudo banger system install"

@@ -158,20 +158,14 @@ type HostFacts struct {
 	DeviceMapper string `json:"device_mapper"`
 	Loop         string `json:"loop"`
 	Tun          string `json:"tun"`
-	CgroupV2     string `json:"cgroup_v2"`
 	NFT          string `json:"nft"`
 	Forwarding   string `json:"forwarding"` // empty = the host forwards IPv4, as NAT needs
 	// Firewall has a sentence for each thing that another firewall takes from
 	// guests, with what to do.
 	Firewall      []string `json:"firewall,omitempty"`
 	Jail          string   `json:"jail"`
-	Firecracker   string   `json:"firecracker"` // version
-	Jailer        string   `json:"jailer"`      // version
-	Programs      string   `json:"programs"`    // empty = both are what was installed
 	HelperVersion string   `json:"helper_version"`
 
-	// JailFS is the type of the filesystem that jails are on, e.g. "ext4".
-	JailFS string `json:"jail_fs,omitempty"`
 	// Tree says what is wrong with the owner or mode of the helper's own
 	// directories and files; empty = nothing.
 	Tree string `json:"tree"`

@@ -1,17 +1,10 @@
 package server
 
 import (
-	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"errors"
 	"fmt"
-	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -76,45 +69,4 @@ func (s *Server) checkPrograms() error {
 		return api.Problemf(412, api.CodePrerequisite, "%s must be called %s", s.record.Firecracker, filepath.Base(s.places.Jails))
 	}
 	return nil
-}
-
-// versionTime is how long a program may take to say its version.
-const versionTime = 10 * time.Second
-
-// checkProgram compares a program with what was recorded when it was installed
-// and asks its version.
-func checkProgram(ctx context.Context, path, wantSum, name string) (version string, err error) {
-	f, err := openTrusted(path)
-	if err != nil {
-		return "", err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	sum := sha256.New()
-	if _, err := io.Copy(sum, f); err != nil {
-		return "", fmt.Errorf("cannot read %s: %w", path, err)
-	}
-	if got := hex.EncodeToString(sum.Sum(nil)); got != wantSum {
-		return "", fmt.Errorf("%s is not what was installed: sha256 %s, recorded %q", path, got, wantSum)
-	}
-	ctx, cancel := context.WithTimeout(ctx, versionTime)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, path, "--version")
-	cmd.Env = []string{}
-	out, err := cmd.Output()
-	if err != nil {
-		return "", fmt.Errorf("cannot ask %s for its version: %w", path, err)
-	}
-	return parseVersion(string(out), name)
-}
-
-// parseVersion finds "Firecracker v1.12.1" among whatever else is printed.
-func parseVersion(out, name string) (string, error) {
-	const form = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz.+-"
-	for line := range strings.Lines(out) {
-		v, ours := strings.CutPrefix(strings.TrimSuffix(line, "\n"), name+" v")
-		if ours && v != "" && len(v) <= 41 && v[0] >= '0' && v[0] <= '9' && strings.Trim(v, form) == "" {
-			return v, nil
-		}
-	}
-	return "", fmt.Errorf("no version of %s in %.100q", name, out)
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 
-	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"banger/internal/helper"
@@ -17,7 +16,7 @@ import (
 // hostCheck gathers facts; what is wrong with the host is an answer, not an
 // error.
 func (s *Server) hostCheck(ctx context.Context, _ helper.Empty) (helper.HostFacts, error) {
-	select { // one at a time: it runs a guest and two programs
+	select { // one at a time: it runs a guest
 	case s.hostTurn <- struct{}{}:
 		defer func() { <-s.hostTurn }()
 	case <-ctx.Done():
@@ -28,7 +27,6 @@ func (s *Server) hostCheck(ctx context.Context, _ helper.Empty) (helper.HostFact
 		DeviceMapper:  words(checkDM()),
 		Loop:          words(canOpen("/dev/loop-control")),
 		Tun:           words(canOpen("/dev/net/tun")),
-		CgroupV2:      words(checkCgroup()),
 		Jail:          words(s.places.checkMount()),
 		Forwarding:    words(helper.CheckForwarding(paths.ForwardSwitch)),
 		HelperVersion: version.Version,
@@ -39,13 +37,6 @@ func (s *Server) hostCheck(ctx context.Context, _ helper.Empty) (helper.HostFact
 		f.NFT = words(errors.Join(errors.New(f.NFT), err))
 	} else if f.Firewall, err = s.net.judge(ctx, chains); err != nil {
 		return f, err
-	}
-	var jailerErr error
-	f.Firecracker, err = checkProgram(ctx, s.record.Firecracker, s.record.FirecrackerSHA256, "Firecracker")
-	f.Jailer, jailerErr = checkProgram(ctx, s.record.Jailer, s.record.JailerSHA256, "Jailer")
-	f.Programs = words(errors.Join(err, jailerErr))
-	if jails, err := mountOf(s.places.Jails); err == nil {
-		f.JailFS = jails.FSType
 	}
 	f.Tree = words(s.places.checkTree())
 	if f.Foreign, f.Jails, err = s.places.lookAround(); err != nil {
@@ -83,17 +74,6 @@ func checkDM() error {
 	return err
 }
 
-func checkCgroup() error {
-	var st unix.Statfs_t
-	if err := unix.Statfs("/sys/fs/cgroup", &st); err != nil {
-		return err
-	}
-	if st.Type != unix.CGROUP2_SUPER_MAGIC {
-		return errors.New("/sys/fs/cgroup is not cgroup v2")
-	}
-	return nil
-}
-
 // checkMount says whether jails can hold devices and programs, and hard links
 // of blobs. Every launch asks, so the mount table is not read.
 func (p Places) checkMount() error {
@@ -129,24 +109,4 @@ func mountID(path string) (uint64, error) {
 		return 0, errors.New("the kernel does not tell mounts apart; it must be 5.8 or newer")
 	}
 	return st.Mnt_id, nil
-}
-
-// mountOf finds the mount a directory is on by asking the directory, since
-// comparing paths cannot tell which of two stacked mounts is meant.
-func mountOf(path string) (*mountinfo.Info, error) {
-	id, err := mountID(path)
-	if err != nil {
-		return nil, err
-	}
-	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (bool, bool) {
-		found := uint64(m.ID) == id
-		return !found, found
-	})
-	if err != nil {
-		return nil, fmt.Errorf("cannot read mount table: %w", err)
-	}
-	if len(mounts) == 0 {
-		return nil, fmt.Errorf("mount of %s is not in the mount table", path)
-	}
-	return mounts[0], nil
 }

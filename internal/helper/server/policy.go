@@ -35,7 +35,6 @@ var commands = [][2]string{
 // environment; never a shell.
 var programs = [][2]string{
 	{strings.Join(nftPrograms, " or "), "-f -, with rules whose only variables are names and addresses made by the helper"},
-	{"firecracker and jailer, as recorded at installation", "--version, for host.check, after a comparison of their sha256"},
 }
 
 // Policy writes everything that the helper can be asked, and what it may touch:

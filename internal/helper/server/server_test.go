@@ -465,18 +465,6 @@ func TestSharesOfAUnit(t *testing.T) {
 	}
 }
 
-func TestParseVersion(t *testing.T) {
-	out := "Firecracker v1.12.1\n\n2026-11-24T13:33:45 [anonymous-instance:main] Firecracker exiting successfully. exit_code=0\n"
-	if v, err := parseVersion(out, "Firecracker"); err != nil || v != "1.12.1" {
-		t.Errorf("%q, %v", v, err)
-	}
-	for _, bad := range []string{"", "Jailer v1.12.1\n", "Firecracker v\n", "Firecracker v1.2 \x1b[31m\n"} {
-		if v, err := parseVersion(bad, "Firecracker"); err == nil {
-			t.Errorf("%q gave %q", bad, v)
-		}
-	}
-}
-
 func TestConcerns(t *testing.T) {
 	event := func(mask uint32, name string) []byte {
 		b := make([]byte, unix.SizeofInotifyEvent+16)

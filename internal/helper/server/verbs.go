@@ -64,7 +64,7 @@ func (s *Server) verbs() []verb {
 			"Says which guests have NAT and which may talk to each other; the guests' addresses follow from their slots. With whole, all others have neither.",
 			"elements of the firewall tables banger, isolation of the VMs' ports"),
 		newVerb("host.check", nil, s.hostCheck,
-			"Tells what root alone can see of the host; runs a test guest of one page on KVM, and Firecracker and jailer with --version.",
+			"Tells what root alone can see of the host; runs a test guest of one page on KVM.",
 			"nothing"),
 	}
 }
