@@ -51,7 +51,7 @@ func (s *Server) putBlob(ctx context.Context, r helper.BlobPutRequest) (helper.B
 		return helper.Blob{}, api.Problemf(http.StatusInsufficientStorage, api.CodeNoSpace,
 			"blob store is full: %d of %d bytes", used, int64(maxBlobs)).WithHint("delete kernels that are not needed")
 	}
-	blob, err := s.storeBlob(src)
+	blob, err := s.storeBlob(src, st.Size)
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
 		return helper.Blob{}, api.Problemf(http.StatusInsufficientStorage, api.CodeNoSpace, "cannot store %.200q: %v", r.Path, err)
 	}
@@ -115,19 +115,20 @@ func (s *Server) blobsUsed() (int64, error) {
 }
 
 // storeBlob works on a file without a name until it is complete, so an
-// interrupted copy leaves nothing.
-func (s *Server) storeBlob(src *os.File) (helper.Blob, error) {
+// interrupted copy leaves nothing. The file may have become longer than the size
+// that there is room for.
+func (s *Server) storeBlob(src *os.File, most int64) (helper.Blob, error) {
 	copied, err := os.OpenFile(s.places.Blobs, unix.O_TMPFILE|os.O_RDWR, 0o400)
 	if err != nil {
 		return helper.Blob{}, err
 	}
 	defer copied.Close()
-	size, err := copyAll(copied, src)
+	size, err := copyAll(copied, src, most)
 	if err != nil {
 		return helper.Blob{}, err
 	}
-	if size > maxBlob {
-		return helper.Blob{}, api.BadRequest("it grew beyond %d bytes while it was copied", maxBlob)
+	if size > most {
+		return helper.Blob{}, api.BadRequest("it grew beyond %d bytes while it was copied", most)
 	}
 	sum := sha256.New()
 	if _, err := io.Copy(sum, io.NewSectionReader(copied, 0, size)); err != nil {
@@ -155,7 +156,7 @@ func (s *Server) storeBlob(src *os.File) (helper.Blob, error) {
 
 // copyAll shares the blocks where the filesystem can, and copies otherwise. It
 // stops one byte after the limit, however long the source has become.
-func copyAll(dst, src *os.File) (int64, error) {
+func copyAll(dst, src *os.File, most int64) (int64, error) {
 	if err := unix.IoctlFileClone(int(dst.Fd()), int(src.Fd())); err == nil {
 		info, err := dst.Stat()
 		if err != nil {
@@ -163,5 +164,5 @@ func copyAll(dst, src *os.File) (int64, error) {
 		}
 		return info.Size(), nil
 	}
-	return io.Copy(dst, io.LimitReader(src, maxBlob+1))
+	return io.Copy(dst, io.LimitReader(src, most+1))
 }

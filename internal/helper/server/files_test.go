@@ -142,6 +142,12 @@ func TestPutBlobLimits(t *testing.T) {
 	if _, err := s.putBlob(t.Context(), helper.BlobPutRequest{Path: "big"}); problem(err) != api.CodeBadRequest {
 		t.Errorf("too big: %v", err)
 	}
+	grown, err := os.Open(filepath.Join(s.places.State, "big"))
+	must(t, err)
+	defer grown.Close()
+	if _, err := s.storeBlob(grown, 5); problem(err) != api.CodeBadRequest {
+		t.Errorf("grown meanwhile: %v", err)
+	}
 	full := filepath.Join(s.places.Blobs, strings.Repeat("0", 64))
 	write(t, full, "x")
 	if err := os.Truncate(full, maxBlobs); err != nil {

@@ -204,12 +204,16 @@ func (s *Server) startVMM(ctx context.Context, r vmmBuild) error {
 	return err
 }
 
-// listenPause is the only pause here that is not ended by an event: listen(2),
-// which follows the bind that made the socket's name, raises none.
-const listenPause = 2 * time.Millisecond
+// These are the only pauses here that are not ended by an event: listen(2), which
+// follows the bind that made the socket's name, raises none. A program that never
+// listens is not asked for that often.
+const (
+	listenPause     = 2 * time.Millisecond
+	listenPauseMost = 50 * time.Millisecond
+)
 
 func (s *Server) awaitListen(ctx context.Context, id string, uid int) error {
-	for {
+	for pause := listenPause; ; pause = min(2*pause, listenPauseMost) {
 		err := s.places.probeAPI(id, uid)
 		if !errors.Is(err, unix.ECONNREFUSED) {
 			return err
@@ -219,7 +223,7 @@ func (s *Server) awaitListen(ctx context.Context, id string, uid int) error {
 			return errors.Join(err, phaseErr)
 		}
 		select {
-		case <-time.After(listenPause):
+		case <-time.After(pause):
 		case <-ctx.Done():
 			return ctx.Err()
 		}
