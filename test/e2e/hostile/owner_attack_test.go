@@ -10,10 +10,14 @@ import (
 	"maps"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"banger/internal/jsonhttp"
 	"banger/internal/paths"
@@ -189,11 +193,36 @@ func (a *attacker) paths(t *testing.T) {
 	a.done(t, "vm.attach", requests["vm.attach"])
 	a.done(t, "vm.attach", requests["vm.attach"])
 	a.refused(t, "vm.attach", requests["vm.attach"].with("base", ownerDir+"/work").with("work", ownerDir+"/good"))
+	a.leases(t)
 	a.refused(t, "vm.launch", requests["vm.launch"])            // of blobs that are not there
 	a.refused(t, "vm.handover", requests["vm.kill"])            // it was never launched
 	a.done(t, "vm.grow", requests["vm.grow"])                   // nothing to do
 	a.refused(t, "vm.fsck", body{"id": ownerA, "disk": "work"}) // no filesystem
 	a.done(t, "vm.cleanup", requests["vm.cleanup"])
+}
+
+// leases would have whoever opens the file wait, for as long as we like.
+func (a *attacker) leases(t *testing.T) {
+	const name = ownerDir + "/leased"
+	path := filepath.Join(paths.StateDir, name)
+	if err := os.WriteFile(path, make([]byte, 4096), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close(); _ = os.Remove(path) }()
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_RDLCK); err != nil {
+		t.Fatal(err)
+	}
+	begun := time.Now()
+	for _, field := range []string{"overlay", "work"} { // the base is only read, which breaks no such lease
+		a.refused(t, "vm.attach", requests["vm.attach"].with(field, name))
+	}
+	if took := time.Since(begun); took > 10*time.Second {
+		t.Errorf("leased files kept the helper for %s", took)
+	}
 }
 
 func (a *attacker) values(t *testing.T) {
@@ -205,6 +234,12 @@ func (a *attacker) values(t *testing.T) {
 	for _, n := range append(numbers, 1, 31, 1<<20+1) {
 		a.refused(t, "vm.launch", launch.with("memory_mib", n))
 	}
+	for _, field := range []string{"cpu_weight", "io_weight", "cpu_limit_millis", "io_limit_bytes"} {
+		for _, n := range append(numbers, 9, int64(1)<<41) {
+			a.refused(t, "vm.launch", launch.with(field, n))
+		}
+	}
+	a.refused(t, "vm.kill", body{"id": ownerA, "no_wait": "yes"})
 	hashes := []any{"", "x", strings.ToUpper(sha), sha[1:], sha + "a", "../" + sha[3:], sha[:60] + "/../", sha + "\x00", strings.Repeat("a", 1<<17), 1, nil, []any{sha}}
 	for _, h := range hashes {
 		a.refused(t, "vm.launch", launch.with("kernel", h))
