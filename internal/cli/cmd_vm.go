@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"banger/api"
+	"banger/client"
 )
 
 func (a *App) vmCommand() *cobra.Command {
@@ -82,18 +83,22 @@ func mib(n int) string { return bytesText(int64(n) << 20) }
 func (a *App) vmShowCommand() *cobra.Command {
 	var timing bool
 	cmd := &cobra.Command{
-		Use: "show NAME", Short: "Show one VM",
-		Example:           "  banger vm show box\n  banger vm show box --timing     how long each phase of its start took",
-		Args:              args(1, 1, "the name of a VM"),
+		Use: "show NAME...", Short: "Show VMs",
+		Long:              "With --json the answer is the VM, or for several a list in their order, like that of other commands with many.",
+		Example:           "  banger vm show box\n  banger vm show box web --json\n  banger vm show box --timing     how long each phase of its start took",
+		Args:              args(1, -1, "the name of at least one VM"),
 		ValidArgsFunction: a.completeVMs,
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: func(cmd *cobra.Command, refs []string) error {
 			c, err := a.connect()
 			if err != nil {
 				return err
 			}
-			vm, err := c.VM(cmd.Context(), args[0])
+			if refs = unique(refs); len(refs) > 1 {
+				return a.showVMs(cmd.Context(), c, refs, timing)
+			}
+			vm, err := c.VM(cmd.Context(), refs[0])
 			if err != nil {
-				return fmt.Errorf("cannot show %s: %w", args[0], err)
+				return fmt.Errorf("cannot show %s: %w", refs[0], err)
 			}
 			if a.json {
 				return a.printJSON(vm)
@@ -104,6 +109,29 @@ func (a *App) vmShowCommand() *cobra.Command {
 	cmd.Flags().BoolVar(&timing, "timing", false, "show the phases of the last start")
 	a.jsonFlag(cmd)
 	return cmd
+}
+
+// showVMs shows several, with an empty line between them.
+func (a *App) showVMs(ctx context.Context, c *client.Client, refs []string, timing bool) error {
+	answers := inOrder(refs, func(ref string) answer {
+		vm, err := c.VM(ctx, ref)
+		if err != nil {
+			return answer{err: err}
+		}
+		return answer{VM: &vm}
+	})
+	return a.tellAnswers(ctx, "show ", answers, func(good []answer) error {
+		for i, ans := range good {
+			before := orNothing(i > 0, "\n") + orNothing(timing, ans.VM.Name+"\n")
+			if _, err := fmt.Fprint(a.Out, before); err != nil {
+				return err
+			}
+			if err := a.showVM(*ans.VM, timing); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 func (a *App) showVM(vm api.VM, timing bool) error {

@@ -49,7 +49,6 @@ func TestWrongUse(t *testing.T) {
 		"vm exec box --bad -- true":       {125, "unknown flag"},
 		"vm create --name Foo":            {2, "cannot be a name"},
 		"vm stop":                         {2, "at least one VM"},
-		"vm show a b":                     {2, "no more"},
 		"vm frobnicate":                   {2, "unknown command"},
 		"frobnicate":                      {2, "unknown command"},
 		"image import ../x -":             {2, "cannot be a name"},
@@ -103,6 +102,20 @@ func TestListAndShow(t *testing.T) {
 	var vm api.VM
 	if err := json.Unmarshal([]byte(d.banger(nil, "vm", "show", "box", "--json").out), &vm); err != nil || vm.Name != "box" {
 		t.Errorf("%v: %+v", err, vm)
+	}
+	d.put(api.VM{ID: "ffffffffffff", Name: "web", State: api.StateStopped, Timing: []api.PhaseTime{{Phase: api.PhaseTotal, Milliseconds: 5}}})
+	got = d.banger(nil, "vm", "show", "web", "nix", "box", "web")
+	if got.code != 1 || !strings.HasPrefix(got.out, "name          web\n") || strings.Count(got.out, "\n\nname          box\n") != 1 ||
+		strings.Count(got.out, "name ") != 2 || got.err != "banger: cannot show nix: there is no VM nix\n" {
+		t.Errorf("got %+v", got)
+	}
+	if got = d.banger(nil, "vm", "show", "web", "box", "--timing"); !strings.HasPrefix(got.out, "web\nPHASE  MS\ntotal  5.0\n\nbox\n") {
+		t.Errorf("got %+v", got)
+	}
+	var answers []answer
+	if err := json.Unmarshal([]byte(d.banger(nil, "vm", "show", "web", "nix", "--json").out), &answers); err != nil ||
+		len(answers) != 2 || answers[0].VM.Name != "web" || answers[1].Error == nil || answers[1].Ref != "nix" {
+		t.Errorf("%v: %+v", err, answers)
 	}
 	got = d.banger(nil, "vm", "show", "nix")
 	if got.code != 1 || got.err != "banger: cannot show nix: there is no VM nix\n" {
