@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -141,5 +142,21 @@ func TestNATIsRefusedBeforeTheGuestBootsWhereNothingIsForwarded(t *testing.T) {
 		if launched := slices.Contains(h.calls, "launch"); launched == (name == "nat") {
 			t.Errorf("%s: asked the helper for %v", name, h.calls)
 		}
+	}
+}
+
+func TestAMissingImageIsToldFirst(t *testing.T) {
+	h := &fakeHelper{}
+	m := open(t, t.TempDir(), h, &fakeKernels{})
+	v, err := m.Create(t.Context(), api.VMSpec{Name: "a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(m.StateDir, "images/img/rootfs.ext4")); err != nil {
+		t.Fatal(err)
+	}
+	err = m.Start(t.Context(), v.ID, false, &stages{})
+	if err == nil || !strings.Contains(err.Error(), `the disk of image "debian" is not usable`) || len(h.calls) > 0 {
+		t.Errorf("%v; asked the helper for %v", err, h.calls)
 	}
 }

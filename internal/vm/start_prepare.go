@@ -24,6 +24,10 @@ func (r *startRun) preflight(ctx context.Context) error {
 	if r.kernel, err = r.m.Store.KernelByID(ctx, v.KernelID); err != nil {
 		return err
 	}
+	if _, err := os.Stat(r.abs(r.base)); err != nil {
+		return api.Problemf(409, api.CodePrerequisite, "the disk of image %q is not usable: %v", v.ImageName, err).
+			WithHint("bring it back, or import the image under another name and `banger vm set %s --image`", v.Name)
+	}
 	// The helper's registry is the truth, and asking again changes nothing.
 	slot, err := r.m.Helper.Reserve(ctx, v.ID)
 	if err != nil {
