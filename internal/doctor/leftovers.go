@@ -34,6 +34,7 @@ var traces = []trace{
 	{what: "tap", pattern: "/sys/class/net/tap*", before: []string{"tap"}},
 	{what: "disk", pattern: "/sys/block/dm-*/dm/name", before: []string{"fc-rootfs-", "fc-work-"}, inFile: true},
 	{what: "unit", pattern: "/sys/fs/cgroup/banger.slice/banger-*.service", before: []string{"banger-vm-", "banger-fsck-"}, after: ".service"},
+	{what: "exit record", pattern: paths.ExitDir + "/*.json", before: []string{""}, after: ".json"},
 	{what: "directory", pattern: paths.StateDir + "/vms/*", before: []string{""}, disk: true},
 	{what: deleted, pattern: paths.StateDir + "/vms/.*", before: []string{doomed}},
 }

@@ -26,6 +26,7 @@ func TestLeftovers(t *testing.T) {
 		"/sys/block/dm-0/dm/name":                                    "fc-rootfs-" + idA + "\n",
 		"/sys/block/dm-1/dm/name":                                    "vg-root\n",
 		"/sys/block/dm-2/dm/name":                                    "fc-work-" + idB + "\n",
+		paths.ExitDir + "/" + idB + ".json":                          "{}",
 		paths.StateDir + "/vms/" + idC + "/":                         "",
 		paths.StateDir + "/vms/.deleted-" + idD + "/":                "",
 		paths.StateDir + "/vms/.deleted-x/":                          "",
@@ -39,7 +40,7 @@ func TestLeftovers(t *testing.T) {
 	if !slices.Equal(kernel.IDs(), []string{idA, idB, idD}) || !slices.Equal(files.IDs(), []string{idC}) {
 		t.Fatalf("kernel %v, files %v", kernel, files)
 	}
-	if got := strings.Join(kernel[idB], " "); got != "slot jail disk unit" {
+	if got := strings.Join(kernel[idB], " "); got != "slot jail disk unit exit record" {
 		t.Errorf("of B: %s", got)
 	}
 	kernel.Forget([]string{idB})
