@@ -2,17 +2,14 @@ package doctor
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"os/exec"
 	"strings"
 	"time"
 
 	"banger/api"
+	"banger/internal/install"
 )
 
 // releases are what Firecracker and jailer say they are.
@@ -49,17 +46,12 @@ const versionTime = 10 * time.Second
 // checkProgram compares a program with what was recorded when it was installed
 // and asks its version.
 func (h Host) checkProgram(ctx context.Context, path, wantSum, name string) (string, error) {
-	f, err := os.Open(h.at(path))
+	sum, err := install.HashFile(h.at(path))
 	if err != nil {
 		return "", err
 	}
-	defer f.Close()
-	sum := sha256.New()
-	if _, err := io.Copy(sum, f); err != nil {
-		return "", fmt.Errorf("cannot read %s: %w", path, err)
-	}
-	if got := hex.EncodeToString(sum.Sum(nil)); got != wantSum {
-		return "", fmt.Errorf("%s is not what was installed: sha256 %s, recorded %q", path, got, wantSum)
+	if sum != wantSum {
+		return "", fmt.Errorf("%s is not what was installed: sha256 %s, recorded %q", path, sum, wantSum)
 	}
 	ctx, cancel := context.WithTimeout(ctx, versionTime)
 	defer cancel()

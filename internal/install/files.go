@@ -35,7 +35,7 @@ func textFile(path, text string) file {
 }
 
 // hashFile returns the sha256 of a regular file, never following a symlink.
-func hashFile(path string) (string, error) {
+func HashFile(path string) (string, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return "", err
@@ -82,7 +82,7 @@ func (f file) identity() string {
 // sumOf returns what the file on the disk has for f's identity.
 func (h *host) sumOf(f file) (string, error) {
 	if f.bare == "" {
-		return hashFile(h.at(f.path))
+		return HashFile(h.at(f.path))
 	}
 	raw, err := os.ReadFile(h.at(f.path)) // root's, in a directory of root's, see checkPlaces
 	return bareSum(raw), err
@@ -212,7 +212,7 @@ func (h *host) isOurs(m *manifest, path string) (bool, error) {
 	if !info.Mode().IsRegular() {
 		return false, nil
 	}
-	sum, err := hashFile(h.at(path))
+	sum, err := HashFile(h.at(path))
 	if err != nil {
 		return false, fmt.Errorf("cannot examine %s: %w", path, err)
 	}

@@ -26,7 +26,7 @@ func TestInstallFresh(t *testing.T) {
 	if r.Owner != "dev" || r.UID != f.own.uid || r.UIDBase != 200000 || r.UIDCount != 65536 || r.InstalledAt == "" {
 		t.Errorf("record = %+v", r)
 	}
-	if sum, err := hashFile(f.at(r.Firecracker)); err != nil || sum != r.FirecrackerSHA256 {
+	if sum, err := HashFile(f.at(r.Firecracker)); err != nil || sum != r.FirecrackerSHA256 {
 		t.Errorf("recorded sum of firecracker = %s, file has %s, %v", r.FirecrackerSHA256, sum, err)
 	}
 	if got := f.read("/etc/subuid"); got != "dev:100000:65536\nbanger:200000:65536\n" {

@@ -170,7 +170,7 @@ func (h *host) programFiles(from string) ([]file, error) {
 		if h.layout.Packaged || from == h.at(h.layout.Bin) {
 			source = h.at(target)
 		}
-		sum, err := hashFile(source)
+		sum, err := HashFile(source)
 		if err != nil {
 			return nil, api.Problemf(412, api.CodePrerequisite, "cannot install %s: %v", name, err).WithHint("%s", hint)
 		}

@@ -151,9 +151,9 @@ func running(t *testing.T, m *Manager) (v *store.VM, overlay string) {
 }
 
 func TestADeleteWhoseKillFailsLeavesTheVM(t *testing.T) {
-	m := open(t, t.TempDir(), &fakeHelper{fail: map[string]error{"kill": errors.New("no")}}, &fakeKernels{})
+	m := open(t, t.TempDir(), &fakeHelper{fail: map[string]error{"kill": errors.New("nobody listens")}}, &fakeKernels{})
 	v, overlay := running(t, m)
-	if err := m.Delete(t.Context(), v.ID, true, &stages{}); err == nil || !strings.Contains(err.Error(), "no") {
+	if err := m.Delete(t.Context(), v.ID, true, &stages{}); err == nil || !strings.Contains(err.Error(), "nobody listens") {
 		t.Errorf("error %v", err)
 	}
 	if now, err := m.Get(t.Context(), "a"); err != nil || now.ID != v.ID {
@@ -167,7 +167,7 @@ func TestADeleteWhoseKillFailsLeavesTheVM(t *testing.T) {
 	}
 }
 
-func TestADeletedVMIsForgottenThoughItsVMMDoesNotDie(t *testing.T) {
+func TestARecordThatIsGoneIsSweptThoughTheVMMDoesNotDie(t *testing.T) {
 	dir := t.TempDir()
 	m := open(t, dir, &fakeHelper{}, &fakeKernels{})
 	v, _ := running(t, m)

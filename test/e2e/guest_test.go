@@ -129,9 +129,15 @@ func TestGuestsReachWhatTheyMay(t *testing.T) {
 	}
 	want := func(when, from, at string, reached bool) {
 		t.Helper()
+		if !reached { // tried again, a leak now and then would be passed over
+			if greeted(from, at) {
+				t.Errorf("%s: %s reaches %s", when, from, at)
+			}
+			return
+		}
 		eventually(t, 30*time.Second, func() error {
-			if greeted(from, at) != reached {
-				return fmt.Errorf("%s: %s reaches %s: %v", when, from, at, !reached)
+			if !greeted(from, at) {
+				return fmt.Errorf("%s: %s does not reach %s", when, from, at)
 			}
 			return nil
 		})

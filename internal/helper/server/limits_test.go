@@ -5,9 +5,11 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -95,6 +97,32 @@ func status(t *testing.T, c net.Conn, send string) int {
 func request(verb, body string) string {
 	return fmt.Sprintf("POST /v1/%s HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n%s", verb, len(body), body)
 }
+
+// Who is refused at the door is in the log too.
+func TestRefusedAtTheDoorIsLogged(t *testing.T) {
+	s, _ := testServer(t)
+	log := make(chan string, 4)
+	before := slog.Default()
+	t.Cleanup(func() { slog.SetDefault(before) })
+	slog.SetDefault(slog.New(slog.NewTextHandler(lines(log), nil)))
+	browser := "POST /v1/vm.kill HTTP/1.1\r\nHost: h\r\nOrigin: http://x\r\nContent-Length: 2\r\n\r\n{}"
+	if got := status(t, served(t, s)(), browser); got != http.StatusForbidden {
+		t.Errorf("status %d", got)
+	}
+	select {
+	case line := <-log:
+		if !strings.Contains(line, "msg=refused") || !strings.Contains(line, fmt.Sprintf("uid=%d", os.Getuid())) {
+			t.Errorf("logged %q", line)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("nothing was logged")
+	}
+}
+
+// lines passes what is written on.
+type lines chan<- string
+
+func (l lines) Write(p []byte) (int, error) { l <- string(p); return len(p), nil }
 
 func TestSlowRequestsTakeNobodysTurn(t *testing.T) {
 	s, _ := testServer(t)
