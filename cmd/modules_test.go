@@ -19,6 +19,7 @@ var linked = map[string][]string{
 		"github.com/godbus/dbus/v5",
 		"github.com/moby/sys/mountinfo",
 		"golang.org/x/sys",
+		"golang.org/x/time",
 	},
 	"./banger-agent": {
 		"github.com/kr/fs",
@@ -50,7 +51,7 @@ func TestTrustedProgramsLinkOnlyWhatIsListed(t *testing.T) {
 
 // mostHelperLines is what the code of the helper has, without comments, empty lines
 // and tests. It may only fall.
-const mostHelperLines = 6125
+const mostHelperLines = 5601
 
 func TestTheHelperDoesNotGrow(t *testing.T) {
 	lines := 0

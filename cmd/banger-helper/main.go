@@ -23,6 +23,7 @@ import (
 	"github.com/coreos/go-systemd/v22/activation"
 	"github.com/coreos/go-systemd/v22/daemon"
 
+	"banger/docs"
 	"banger/internal/helper/server"
 	"banger/internal/installed"
 	"banger/internal/paths"
@@ -53,7 +54,8 @@ func run(args []string) error {
 		}
 		return server.ForgetNetwork(record.Bridge)
 	case len(args) == 1 && args[0] == "policy":
-		return server.Policy(os.Stdout, os.DirFS(paths.Here.Units))
+		_, err := fmt.Fprint(os.Stdout, docs.HelperPolicy)
+		return err
 	case len(args) == 2 && args[0] == "cleanup":
 		return server.Cleanup(ctx, args[1])
 	case len(args) == 4 && args[0] == "fsck":

@@ -1,5 +1,8 @@
 // Command bangerd is banger's daemon. It runs as the owner of an installation,
 // without any capability, and is started by systemd through its socket.
+//
+// "bangerd try-kvm" runs a test guest on the open /dev/kvm that is its standard input.
+// banger-helper starts it, in a unit without any right, when doctor asks.
 package main
 
 import (
@@ -17,10 +20,18 @@ import (
 
 	"banger/internal/config"
 	bangerd "banger/internal/daemon"
+	"banger/internal/kvm"
 	"banger/internal/paths"
 )
 
 func main() {
+	if len(os.Args) == 2 && os.Args[1] == "try-kvm" {
+		if err := kvm.Try(os.Stdin); err != nil {
+			fmt.Fprintln(os.Stderr, err) // doctor says where it comes from
+			os.Exit(1)
+		}
+		return
+	}
 	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, "bangerd:", err)
 		os.Exit(1)

@@ -116,7 +116,8 @@ func (c *Client) ApplyNetwork(ctx context.Context, r NetworkRequest) error {
 	return err
 }
 
-// Launch starts the VMM and returns once its API socket answers.
+// Launch starts the VMM and returns once its API socket is there; it may take a moment
+// more to listen.
 func (c *Client) Launch(ctx context.Context, r LaunchRequest) (Launched, error) {
 	return call[Launched](ctx, c, "vm.launch", r)
 }

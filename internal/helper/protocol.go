@@ -191,5 +191,5 @@ const (
 	CodeBlobUnknown = "blob_unknown" // vm.launch: send it with blob.put first
 	CodeBusy        = "busy"
 	CodeDamaged     = "damaged"   // vm.fsck: e2fsck could not mend the disk
-	CodeVMMEnded    = "vmm_ended" // vm.launch: Firecracker ended before it answered
+	CodeVMMEnded    = "vmm_ended" // vm.launch: Firecracker ended before its API socket was there
 )

@@ -259,7 +259,7 @@ func (h *host) compare(list *[]Change, want file) error {
 // dropIns finds settings of the administrator for our units, and units that hide
 // a package's.
 func (h *host) dropIns(m *manifest) (list []Change, err error) {
-	names := []string{guestsUnit, "banger.slice", "banger-vm-*.service", "banger-fsck-*.service"}
+	names := []string{guestsUnit, "banger.slice", "banger-vm-*.service", "banger-fsck-*.service", "banger-kvm-*.service"}
 	for _, s := range services {
 		names = append(append(names, s.name+".service", s.name+".socket"), s.more...)
 	}

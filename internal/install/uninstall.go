@@ -79,7 +79,7 @@ func (h *host) stopAll(ctx context.Context, m *manifest) error {
 	for _, units := range [][]string{
 		h.present(m, guestsUnit),
 		h.present(m, "bangerd.socket", dnsSocket, "bangerd.service"),
-		{"banger-vm-*.service", "banger-fsck-*.service"},
+		{"banger-vm-*.service", "banger-fsck-*.service", "banger-kvm-*.service"},
 		h.present(m, "banger-helper.socket", "banger-helper.service"),
 		h.present(m, "banger.slice"),
 		{"systemd-journald@banger.service", "systemd-journald@banger.socket", "systemd-journald-varlink@banger.socket"},

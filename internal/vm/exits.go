@@ -163,6 +163,8 @@ func describe(e helper.Exit) string {
 		return "the guest ended by itself"
 	case e.ExitCode == "exited":
 		return "firecracker exited with status " + e.Status + statusMeaning[e.Status]
+	case e.ExitCode == "": // it never came to Firecracker
+		return fmt.Sprintf("the jailer failed (systemd says %q)", e.Result)
 	}
 	return fmt.Sprintf("firecracker ended (systemd says %q)", e.Result)
 }

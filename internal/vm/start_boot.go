@@ -33,7 +33,40 @@ func (r *startRun) launchAndBoot(ctx context.Context) error {
 	if r.m.Log.Enabled(ctx, slog.LevelDebug) {
 		r.m.Log.DebugContext(ctx, "firecracker_started", "vm", r.vm.ID, "pid", unitPID(r.vm.ID))
 	}
+	if err := r.awaitListen(ctx); err != nil {
+		return err
+	}
 	return r.orItsEnd(r.boot(ctx))
+}
+
+// No event tells of listen(2), which follows the bind that made the socket's name. A
+// program that never listens is not asked for that often.
+const (
+	listenPause     = 2 * time.Millisecond
+	listenPauseMost = 50 * time.Millisecond
+	listenTime      = 30 * time.Second
+)
+
+// awaitListen returns when the VMM takes calls, or ended.
+func (r *startRun) awaitListen(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, listenTime, fmt.Errorf("firecracker does not listen within %s", listenTime))
+	defer cancel()
+	for pause := listenPause; ; pause = min(2*pause, listenPauseMost) {
+		c, err := r.jail.dialAPI(ctx)
+		if err == nil {
+			return c.Close()
+		}
+		if !errors.Is(err, unix.ECONNREFUSED) {
+			return r.orItsEnd(err)
+		}
+		select {
+		case e := <-r.ended:
+			return errors.New(describe(e))
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 }
 
 // boot configures the VMM, hands its devices over and starts the guest.
@@ -83,6 +116,11 @@ func (r *startRun) launchVMM(ctx context.Context) error {
 		if p, ok := errors.AsType[*api.Problem](err); ok && p.Code == helper.CodeBlobUnknown && !resend {
 			resend = true
 			continue
+		} else if ok && p.Code == helper.CodeVMMEnded {
+			// vm.launch removed the record of the run before, so this is about this one.
+			if e, none := readExit(r.m.exits.dir, r.vm.ID); none == nil {
+				return api.Problemf(p.Status, p.Code, "%s: %s", p.Detail, describe(e)).WithHint("%s", p.Hint)
+			}
 		}
 		return err
 	}

@@ -81,8 +81,7 @@ func (s *Server) requireOver(ctx context.Context, id string) error {
 // end of a VM's unit, with all rights, whether or not the helper service is up;
 // an administrator can run it too.
 func Cleanup(ctx context.Context, id string) error {
-	vms, _ := newSystemd(&systemBus{})
-	return cleanupProcess(ctx, InstalledPlaces(), id, os.Getenv, vms)
+	return cleanupProcess(ctx, InstalledPlaces(), id, os.Getenv, &systemd{&systemBus{}, vmKind})
 }
 
 func cleanupProcess(ctx context.Context, p Places, id string, getenv func(string) string, u units) error {

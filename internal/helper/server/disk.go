@@ -117,10 +117,7 @@ type recipe struct {
 // attach makes the VM's disks: the root disk of the owner's base image, which
 // is only read, under his overlay; the work disk of a file.
 func (s *Server) attach(ctx context.Context, r helper.AttachRequest) (out helper.Attached, err error) {
-	if _, err := s.slots.lookup(r.ID); err != nil {
-		return out, err
-	}
-	leave, err := s.gates.enter(ctx, r.ID)
+	_, leave, err := s.hold(ctx, r.ID)
 	if err != nil {
 		return out, err
 	}

@@ -33,32 +33,9 @@ func (p Places) writeExit(id string, getenv func(string) string) error {
 	return nil
 }
 
-// readExit returns the VM's exit record; fs.ErrNotExist if there is none.
-func (p Places) readExit(id string) (e helper.Exit, err error) {
-	raw, err := os.ReadFile(p.exitRecord(id))
-	if err != nil {
-		return e, err
-	}
-	if err := json.Unmarshal(raw, &e); err != nil {
-		return e, fmt.Errorf("cannot read exit record: %w", err)
-	}
-	return e, nil
-}
-
 func (p Places) forgetExit(id string) error {
 	if err := os.Remove(p.exitRecord(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("cannot remove exit record: %w", err)
 	}
 	return nil
-}
-
-// describeExit says for a person how a VMM ended.
-func describeExit(e helper.Exit) string {
-	switch e.ExitCode {
-	case "exited":
-		return fmt.Sprintf("exit status %s (%s)", e.Status, e.Result)
-	case "killed", "dumped":
-		return fmt.Sprintf("killed by SIG%s (%s)", e.Status, e.Result)
-	}
-	return fmt.Sprintf("the jailer failed (%s)", e.Result) // it never came to Firecracker
 }

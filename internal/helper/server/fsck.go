@@ -42,11 +42,7 @@ const fsckRoot = "/disk"
 // The unit uses the VM's jail. As long as it exists, so that another helper may
 // still find the unit at work, no VM is launched, see endCheck.
 func (s *Server) fsck(ctx context.Context, r helper.FsckRequest) (out helper.Checked, err error) {
-	slot, err := s.slots.lookup(r.ID)
-	if err != nil {
-		return out, err
-	}
-	leave, err := s.gates.enter(ctx, r.ID)
+	slot, leave, err := s.hold(ctx, r.ID)
 	if err != nil {
 		return out, err
 	}
@@ -98,72 +94,68 @@ func checkable(r helper.FsckRequest) (device, error) {
 }
 
 func (s *Server) check(ctx context.Context, r helper.FsckRequest, uid int, d device) (out helper.Checked, err error) {
-	said, err := newOutput()
-	if err != nil {
-		return out, err
-	}
-	defer said.Close()
-	w, err := s.checks.watch(ctx, r.ID)
-	if err != nil {
-		return out, err
-	}
-	defer w.close()
 	how := "preen"
 	if r.Repair {
 		how = "repair"
 	}
 	argv := []string{paths.LibexecDir + "/banger-helper", "fsck", strconv.Itoa(uid), how, fsckRoot + d.jailPath}
-	if err := s.checks.start(ctx, r.ID, fsckUnit(argv, s.places.jail(r.ID), d, said)); err != nil {
-		return out, err
+	jail := bindMount{s.places.jail(r.ID), fsckRoot, false, 0}
+	v, said, err := runToEnd(ctx, s.checks, r.ID, argv, fsckTime,
+		set("Description", "banger check of disk "+d.name()),
+		set("BindReadOnlyPaths", []bindMount{jail}),
+		set("MemoryMax", uint64(fsckMemory)),
+		set("TasksMax", uint64(fsckTasks)),
+		allow(d))
+	if err != nil {
+		return out, fmt.Errorf("cannot check disk %s: %w", d.name(), err)
+	}
+	return judge(d.disk, v, said)
+}
+
+// runToEnd runs a program in a unit that stays loaded when it has ended, well or badly,
+// so that its verdict can be read: a unit that is gone tells nothing. The caller
+// forgets it. What is returned beside the verdict is what the program said.
+func runToEnd(ctx context.Context, u checkUnits, id string, argv []string, most time.Duration, settings ...property) (v verdict, said string, err error) {
+	output, err := newOutput()
+	if err != nil {
+		return v, "", err
+	}
+	defer output.Close()
+	w, err := u.watch(ctx, id)
+	if err != nil {
+		return v, "", err
+	}
+	defer w.close()
+	if err := u.start(ctx, id, append(settings,
+		set("Type", "oneshot"),
+		set("RemainAfterExit", true),
+		set("ExecStart", []execCommand{{argv[0], argv, false}}),
+		set("StandardOutputFileDescriptor", dbus.UnixFD(output.Fd())),
+		set("StandardErrorFileDescriptor", dbus.UnixFD(output.Fd())),
+		set("TimeoutStartUSec", uint64(most/time.Microsecond)))); err != nil {
+		return v, "", err
 	}
 	if err := fault.Point(ctx, "fsck.started"); err != nil {
-		return out, err
+		return v, "", err
 	}
 	p, err := w.await(ctx, func(p phase) bool { return p == unitRunning || p.over() }, nil)
 	if err == nil && p == unitGone {
 		err = errors.New("somebody stopped its unit")
 	}
 	if err != nil {
-		return out, fmt.Errorf("cannot check disk %s: %w", d.name(), err)
+		return v, "", err
 	}
-	v, err := s.checks.verdict(ctx, r.ID)
-	if err != nil {
-		return out, err
+	if v, err = u.verdict(ctx, id); err != nil {
+		return v, "", err
 	}
-	text, err := readOutput(said)
-	if err != nil {
-		return out, err
-	}
-	return judge(d.disk, v, text)
+	said, err = readOutput(output)
+	return v, said, err
 }
 
-// fsckUnit is a unit that stays loaded when e2fsck has ended, well or badly, so
-// that its verdict can be read: a unit that is gone tells nothing.
-func fsckUnit(argv []string, jail string, d device, said *os.File) []property {
-	type bind struct {
-		From, To string
-		Optional bool
-		Flags    uint64
-	}
-	return []property{
-		set("Description", "banger check of disk "+d.name()),
-		set("Type", "oneshot"),
-		set("RemainAfterExit", true),
-		set("ExecStart", []execCommand{{argv[0], argv, false}}),
-		set("BindReadOnlyPaths", []bind{{jail, fsckRoot, false, 0}}),
-		set("StandardOutputFileDescriptor", dbus.UnixFD(said.Fd())),
-		set("StandardErrorFileDescriptor", dbus.UnixFD(said.Fd())),
-		set("TimeoutStartUSec", uint64(fsckTime/time.Microsecond)),
-		set("MemoryMax", uint64(fsckMemory)),
-		set("TasksMax", uint64(fsckTasks)),
-		allow(d),
-	}
-}
-
-// newOutput makes a file in memory that takes so much and no more: what e2fsck
+// newOutput makes a file in memory that takes so much and no more: what a program
 // says beyond that is lost, and nobody has to read along.
 func newOutput() (*os.File, error) {
-	fd, err := unix.MemfdCreate("fsck", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	fd, err := unix.MemfdCreate("output", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
 		return nil, fmt.Errorf("cannot make a file for output: %w", err)
 	}
@@ -182,7 +174,7 @@ func newOutput() (*os.File, error) {
 func readOutput(f *os.File) (string, error) {
 	raw := make([]byte, fsckOutput)
 	if _, err := f.ReadAt(raw, 0); err != nil {
-		return "", fmt.Errorf("cannot read what e2fsck said: %w", err)
+		return "", fmt.Errorf("cannot read what a program said: %w", err)
 	}
 	return lastLines(string(raw)), nil
 }

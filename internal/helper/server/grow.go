@@ -14,10 +14,7 @@ import (
 // running VM, and also when it is as large already. A disk that is not attached
 // needs none of this: it takes the size its file has then.
 func (s *Server) grow(ctx context.Context, r helper.GrowRequest) (out helper.Disk, err error) {
-	if _, err := s.slots.lookup(r.ID); err != nil {
-		return out, err
-	}
-	leave, err := s.gates.enter(ctx, r.ID)
+	_, leave, err := s.hold(ctx, r.ID)
 	if err != nil {
 		return out, err
 	}

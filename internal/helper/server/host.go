@@ -23,7 +23,7 @@ func (s *Server) hostCheck(ctx context.Context, _ helper.Empty) (helper.HostFact
 		return helper.HostFacts{}, ctx.Err()
 	}
 	f := helper.HostFacts{
-		KVM:           words(checkKVM(ctx)),
+		KVM:           words(s.tryKVM(ctx)),
 		DeviceMapper:  words(checkDM()),
 		Loop:          words(canOpen("/dev/loop-control")),
 		Tun:           words(canOpen("/dev/net/tun")),

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,7 +14,6 @@ import (
 
 	"banger/api"
 	"banger/internal/helper"
-	"banger/internal/jsonhttp"
 	"banger/internal/paths"
 )
 
@@ -247,37 +245,6 @@ func shareable(f *os.File, kind uint32, uid int) error {
 	}
 	if kind != unix.S_IFDIR && st.Nlink != 1 {
 		return fmt.Errorf("%s has %d names", f.Name(), st.Nlink)
-	}
-	return nil
-}
-
-// probeAPI connects to the VM's API socket once and hangs up; ECONNREFUSED in
-// the moment between the socket's bind and its listen.
-func (p Places) probeAPI(id string, uid int) error {
-	jail, err := os.OpenFile(p.jail(id), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
-	if err != nil {
-		return err
-	}
-	defer jail.Close()
-	sock, err := openIn(jail, "root"+paths.JailAPI, unix.O_PATH, inside|unix.RESOLVE_NO_XDEV)
-	if err != nil {
-		return err
-	}
-	defer sock.Close()
-	if err := shareable(sock, unix.S_IFSOCK, uid); err != nil {
-		return err
-	}
-	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Net: "unix", Name: procFD(sock)})
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	peer, err := jsonhttp.PeerUID(c)
-	if err != nil {
-		return err
-	}
-	if peer != uint32(uid) {
-		return fmt.Errorf("API socket of VM %s is served by uid %d", id, peer)
 	}
 	return nil
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net/http"
 	"path/filepath"
@@ -66,17 +65,13 @@ type vmmBuild struct {
 	libraries []string // directories of the host that it is to see
 }
 
-// launch starts the VMM and returns when it answers, or leaves no jail and no
-// unit.
+// launch starts the VMM and returns when its API socket is there, or leaves no jail
+// and no unit. Nothing is said to the VMM: its owner does that.
 func (s *Server) launch(ctx context.Context, r helper.LaunchRequest) (out helper.Launched, err error) {
 	if err := checkLaunch(r); err != nil {
 		return out, err
 	}
-	slot, err := s.slots.lookup(r.ID)
-	if err != nil {
-		return out, err
-	}
-	leave, err := s.gates.enter(ctx, r.ID)
+	slot, leave, err := s.hold(ctx, r.ID)
 	if err != nil {
 		return out, err
 	}
@@ -129,9 +124,13 @@ func (s *Server) readyToLaunch(ctx context.Context, id string) error {
 	if err := s.checkPrograms(); err != nil {
 		return err
 	}
-	if err := hasKVM(); err != nil {
+	kvm, err := openKVM()
+	if err != nil {
 		return api.Problemf(http.StatusPreconditionFailed, api.CodePrerequisite, "cannot use KVM: %v", err).
 			WithHint("run `banger doctor`")
+	}
+	if err := kvm.Close(); err != nil {
+		return err
 	}
 	if err := s.places.checkMount(); err != nil {
 		return api.Problemf(http.StatusPreconditionFailed, api.CodePrerequisite, "cannot make a jail: %v", err).
@@ -181,53 +180,21 @@ func (s *Server) startVMM(ctx context.Context, r vmmBuild) error {
 	socketCtx, stop := context.WithCancel(ctx)
 	go func() {
 		defer close(appeared)
-		_ = sockets.wait(socketCtx, filepath.Base(paths.JailAPI)) // the connection below tells more
+		_ = sockets.wait(socketCtx, filepath.Base(paths.JailAPI)) // shareSocket tells more
 	}()
 	_, err = w.await(ctx, phase.dead, appeared)
 	stop()
 	<-appeared
-	if err == nil {
-		err = s.awaitListen(ctx, r.ID, r.uid)
-	}
-	if ctx.Err() != nil {
-		return fmt.Errorf("cannot wait for the API socket of VM %s: %w", r.ID, errors.Join(err, ctx.Err()))
+	if err != nil {
+		return fmt.Errorf("cannot wait for the API socket of VM %s: %w", r.ID, err)
 	}
 	// systemd calls the unit running when the jailer's first process has
 	// left, which may be a moment later. Or all was over before.
-	p, phaseErr := w.await(ctx, func(p phase) bool { return p == unitRunning || p.dead() }, nil)
-	switch {
-	case phaseErr != nil:
-		return errors.Join(err, phaseErr)
-	case p.dead():
-		return s.endedEarly(ctx, r.ID, w)
+	p, err := w.await(ctx, func(p phase) bool { return p == unitRunning || p.dead() }, nil)
+	if err == nil && p.dead() {
+		err = s.endedEarly(ctx, r.ID, w)
 	}
 	return err
-}
-
-// These are the only pauses here that are not ended by an event: listen(2), which
-// follows the bind that made the socket's name, raises none. A program that never
-// listens is not asked for that often.
-const (
-	listenPause     = 2 * time.Millisecond
-	listenPauseMost = 50 * time.Millisecond
-)
-
-func (s *Server) awaitListen(ctx context.Context, id string, uid int) error {
-	for pause := listenPause; ; pause = min(2*pause, listenPauseMost) {
-		err := s.places.probeAPI(id, uid)
-		if !errors.Is(err, unix.ECONNREFUSED) {
-			return err
-		}
-		p, phaseErr := s.units.phase(ctx, id)
-		if phaseErr != nil || p.dead() { // nobody is left who could listen
-			return errors.Join(err, phaseErr)
-		}
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
 }
 
 func (s *Server) vmUnit(r vmmBuild, netns string) vmUnit {
@@ -255,20 +222,13 @@ func (s *Server) vmUnit(r vmmBuild, netns string) vmUnit {
 	}
 }
 
-// endedEarly waits for the rest of the unit's end, which leaves the exit
-// record, and tells what it says.
+// endedEarly waits for the rest of the unit's end, which leaves the exit record: that
+// tells how it ended.
 func (s *Server) endedEarly(ctx context.Context, id string, w unitWatch) error {
 	if _, err := w.await(ctx, phase.over, nil); err != nil {
 		return err
 	}
-	how := "no exit record"
-	e, err := s.places.readExit(id)
-	if err == nil {
-		how = describeExit(e)
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return api.Problemf(http.StatusBadGateway, helper.CodeVMMEnded, "firecracker ended before it answered: %s", how).
+	return api.Problemf(http.StatusBadGateway, helper.CodeVMMEnded, "firecracker ended before its API socket was there").
 		WithHint("journalctl --namespace=banger -u %s", unitName(id))
 }
 
@@ -286,11 +246,7 @@ func (s *Server) undoLaunch(ctx context.Context, id string) error {
 // handover is called when Firecracker has opened its devices: from now on
 // the kernel and systemd clean up after it, and this process holds nothing.
 func (s *Server) handover(ctx context.Context, r helper.VMRequest) (helper.Empty, error) {
-	slot, err := s.slots.lookup(r.ID)
-	if err != nil {
-		return helper.Empty{}, err
-	}
-	leave, err := s.gates.enter(ctx, r.ID)
+	slot, leave, err := s.hold(ctx, r.ID)
 	if err != nil {
 		return helper.Empty{}, err
 	}

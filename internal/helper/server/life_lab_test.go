@@ -90,7 +90,11 @@ type life struct {
 	pid    int
 }
 
-var labSystemd, labChecks = newSystemd(&systemBus{})
+var (
+	labBus     = &systemBus{}
+	labSystemd = &systemd{labBus, vmKind}
+	labChecks  = &systemd{labBus, checkKind}
+)
 
 // sudden is how long the remains of a VMM may stay. On an idle host it takes a
 // quarter of a second, and a loop goes when udev too has closed it; the lab is
@@ -300,7 +304,7 @@ func TestLabLifeAndSudden(t *testing.T) {
 	}
 	l.must(syscall.Kill(l.pid, syscall.SIGKILL))
 	l.gone(sudden)
-	e, err := InstalledPlaces().readExit(l.id)
+	e, err := readExit(InstalledPlaces(), l.id)
 	if err != nil || e.Result != "signal" || e.ExitCode != "killed" || e.Status != "KILL" {
 		t.Errorf("exit record %+v, %v", e, err)
 	}

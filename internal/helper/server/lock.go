@@ -9,6 +9,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"banger/internal/helper"
 )
 
 // Two locks guard a VM, because one cannot do both jobs:
@@ -60,6 +62,14 @@ func (g *gates) enter(ctx context.Context, id string) (leave func(), err error) 
 		drop()
 		return nil, ctx.Err()
 	}
+}
+
+// hold enters the gate of a VM that has a slot. The caller must call leave.
+func (s *Server) hold(ctx context.Context, id string) (slot helper.Slot, leave func(), err error) {
+	if slot, err = s.slots.lookup(id); err == nil {
+		leave, err = s.gates.enter(ctx, id)
+	}
+	return slot, leave, err
 }
 
 // lock takes the lock file called name, shared with other processes. It is

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/api"
+	"banger/internal/paths"
 )
 
 // inside is how a path of somebody else's choosing is resolved: below the
@@ -55,7 +56,9 @@ func (s *Server) ownerFile(path string, flags int) (*os.File, unix.Stat_t, error
 		return nil, st, fmt.Errorf("%s belongs to uid %d, not to the owner", s.places.State, st.Uid)
 	}
 	// Without O_NONBLOCK, opening a FIFO would wait for its other end.
-	f, err := openIn(dir, path, flags|unix.O_NONBLOCK|unix.O_NOCTTY, inside)
+	// And no mount: behind one of FUSE, which he can make himself, every answer could be
+	// as late as he likes.
+	f, err := openIn(dir, path, flags|unix.O_NONBLOCK|unix.O_NOCTTY, inside|unix.RESOLVE_NO_XDEV)
 	if err != nil {
 		return nil, st, pathProblem(path, err)
 	}
@@ -91,7 +94,8 @@ func pathProblem(path string, err error) error {
 	case errors.Is(err, unix.ELOOP):
 		return api.BadRequest("cannot open %.200q: symlinks are not followed", path)
 	case errors.Is(err, unix.EXDEV):
-		return api.BadRequest("cannot open %.200q: it leaves the state directory", path)
+		return api.BadRequest("cannot open %.200q: it leaves the state directory, or something is mounted there", path).
+			WithHint("keep all of %s on one filesystem", paths.StateDir)
 	case errors.Is(err, unix.EPERM): // a device that the unit's rules do not allow
 		return api.BadRequest("cannot open %.200q: it is no file of the owner", path)
 	case errors.Is(err, unix.ENXIO), errors.Is(err, unix.EISDIR), errors.Is(err, unix.ENOTDIR),

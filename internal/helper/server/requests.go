@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net/http"
 	"strings"
-	"sync"
 	"time"
 
 	"banger/api"
@@ -26,10 +25,10 @@ const (
 	shortBody = 16 << 10
 	maxLong   = 8
 	// Starts of VMs are some ten requests each. Who asks more often waits.
-	burst    = 512                   // requests at once
-	interval = time.Second / 256     // between requests after that
-	maxWord  = 64                    // of what a caller chose and the log repeats
-	noVerb   = "(none of the verbs)" // in the log
+	burst     = 512                   // requests at once
+	perSecond = 256                   // after that
+	maxWord   = 64                    // of what a caller chose and the log repeats
+	noVerb    = "(none of the verbs)" // in the log
 )
 
 // entry is what the log says of one request; the verb fills it in.
@@ -128,7 +127,7 @@ func (s *Server) limit(next http.Handler) http.Handler {
 			return
 		}
 		if !byRoot(r) {
-			if err := s.pace.wait(r.Context()); err != nil {
+			if err := s.pace.Wait(r.Context()); err != nil {
 				jsonhttp.WriteError(w, err)
 				return
 			}
@@ -178,41 +177,4 @@ func arriveInTime(next http.Handler) http.Handler {
 		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTime))
 		next.ServeHTTP(w, r)
 	})
-}
-
-// pace lets a burst of requests pass and spreads out what comes beyond it. Those
-// who wait count as under way, so there are never many.
-type pace struct {
-	mu   sync.Mutex
-	next time.Time // when the bucket would be full again
-}
-
-func (p *pace) wait(ctx context.Context) error {
-	d := p.delay(time.Now())
-	if d <= 0 {
-		return nil
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		// The turn goes back: who asks and leaves makes nobody wait longer.
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		p.next = p.next.Add(-interval)
-		return ctx.Err()
-	}
-}
-
-// delay takes a turn and says how far off it is.
-func (p *pace) delay(now time.Time) time.Duration {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if oldest := now.Add(-burst * interval); p.next.Before(oldest) {
-		p.next = oldest
-	}
-	p.next = p.next.Add(interval)
-	return p.next.Sub(now)
 }

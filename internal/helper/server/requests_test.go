@@ -66,10 +66,10 @@ func TestRequestsOfStrangersAndPanicsAreLogged(t *testing.T) {
 
 func TestPace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var p pace
+		p := newPace()
 		begun := time.Now()
 		for range burst {
-			if err := p.wait(t.Context()); err != nil {
+			if err := p.Wait(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -77,7 +77,7 @@ func TestPace(t *testing.T) {
 			t.Errorf("a burst took %s", d)
 		}
 		for range 256 {
-			if err := p.wait(t.Context()); err != nil {
+			if err := p.Wait(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -87,18 +87,18 @@ func TestPace(t *testing.T) {
 		gone, cancel := context.WithCancel(t.Context())
 		cancel()
 		for range 10_000 {
-			if err := p.wait(gone); err == nil {
+			if err := p.Wait(gone); err == nil {
 				t.Fatal("who left was served")
 			}
 		}
 		begun = time.Now()
-		if err := p.wait(t.Context()); err != nil || time.Since(begun) > 2*interval {
+		if err := p.Wait(t.Context()); err != nil || time.Since(begun) > 2*time.Second/perSecond {
 			t.Errorf("behind those who left: %s, %v", time.Since(begun), err)
 		}
 		time.Sleep(time.Hour)
 		begun = time.Now()
 		for range burst {
-			if err := p.wait(t.Context()); err != nil {
+			if err := p.Wait(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 		}

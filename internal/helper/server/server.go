@@ -21,6 +21,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"banger/internal/installed"
 	"banger/internal/jsonhttp"
 )
@@ -40,7 +42,8 @@ type Server struct {
 	slots    registry
 	gates    gates
 	units    units
-	checks   checkUnits
+	checks   checkUnits // of disks, by vm.fsck
+	trials   checkUnits // of KVM, by host.check
 	net      *network
 	cgroups  string        // of the VMs' units
 	blobTurn chan struct{} // held while a blob is stored
@@ -51,9 +54,9 @@ type Server struct {
 	mu    sync.Mutex
 	netns map[string]*os.File // by VM id, from launch to handover; guarded by mu
 
-	pace   pace
-	active atomic.Int32 // requests under way
-	last   atomic.Int64 // when the last one ended, in Unix nanoseconds
+	pace   *rate.Limiter // of the owner's requests
+	active atomic.Int32  // requests under way
+	last   atomic.Int64  // when the last one ended, in Unix nanoseconds
 }
 
 // New prepares the directories in p and returns a server for the installation.
@@ -62,7 +65,6 @@ func New(record installed.Record, p Places) (*Server, error) {
 		return nil, err
 	}
 	bus := &systemBus{}
-	vms, checks := newSystemd(bus)
 	n, err := newNetwork(record, p, bus)
 	if err != nil {
 		return nil, err
@@ -71,8 +73,9 @@ func New(record installed.Record, p Places) (*Server, error) {
 		record:   record,
 		places:   p,
 		slots:    registry{places: p, base: record.UIDBase, count: record.UIDCount},
-		units:    vms,
-		checks:   checks,
+		units:    &systemd{bus, vmKind},
+		checks:   &systemd{bus, checkKind},
+		trials:   &systemd{bus, trialKind},
 		net:      n,
 		cgroups:  "/sys/fs/cgroup/banger.slice", // by Slice=banger.slice
 		blobTurn: make(chan struct{}, 1),
@@ -80,8 +83,12 @@ func New(record installed.Record, p Places) (*Server, error) {
 		long:     make(chan struct{}, maxLong),
 		pid:      os.Getpid(),
 		netns:    map[string]*os.File{},
+		pace:     newPace(),
 	}, nil
 }
+
+// newPace lets a burst of requests pass and spreads out what comes beyond it.
+func newPace() *rate.Limiter { return rate.NewLimiter(perSecond, burst) }
 
 // Serve answers requests until ctx ends, or until there has been nothing to do
 // for a while and no VM is left. It waits for requests under way.

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"log/slog"
 	"os"
@@ -342,19 +343,13 @@ func TestExitRecord(t *testing.T) {
 	if err := s.places.writeExit(idA, func(k string) string { return env[k] }); err != nil {
 		t.Fatal(err)
 	}
-	e, err := s.places.readExit(idA)
+	e, err := readExit(s.places, idA)
 	if err != nil || e.ID != idA || e.Result != "signal" || e.ExitCode != "killed" || e.Status != "KILL" || e.UnixNano == 0 {
 		t.Errorf("record %+v, %v", e, err)
 	}
 	info, err := os.Stat(s.places.exitRecord(idA))
 	if err != nil || info.Mode().Perm() != 0o644 {
 		t.Errorf("mode %v, %v", info.Mode(), err)
-	}
-	if got := describeExit(e); got != "killed by SIGKILL (signal)" {
-		t.Errorf("described as %q", got)
-	}
-	if got := describeExit(helper.Exit{Result: "exit-code", ExitCode: "exited", Status: "153"}); got != "exit status 153 (exit-code)" {
-		t.Errorf("described as %q", got)
 	}
 	u.set(idA, unitRunning) // by hand, for a VM that lives
 	if err := cleanupProcess(t.Context(), s.places, idA, func(string) string { return "" }, u); err == nil {
@@ -480,4 +475,13 @@ func TestConcerns(t *testing.T) {
 	if !concerns(event(unix.IN_Q_OVERFLOW, ""), "api.sock") {
 		t.Error("lost events are overlooked")
 	}
+}
+
+// readExit reads a record as bangerd does.
+func readExit(p Places, id string) (e helper.Exit, err error) {
+	raw, err := os.ReadFile(p.exitRecord(id))
+	if err == nil {
+		err = json.Unmarshal(raw, &e)
+	}
+	return e, err
 }

@@ -64,8 +64,8 @@ func (s *Server) verbs() []verb {
 			"Says which guests have NAT and which may talk to each other; the guests' addresses follow from their slots. With whole, all others have neither.",
 			"elements of the firewall tables banger, isolation of the VMs' ports"),
 		newVerb("host.check", nil, s.hostCheck,
-			"Tells what root alone can see of the host; runs a test guest of one page on KVM.",
-			"nothing"),
+			"Tells what root alone can see of the host; has a test guest of one page run on KVM, in a unit without rights; see the unit banger-kvm-host.service below.",
+			"that unit"),
 	}
 }
 

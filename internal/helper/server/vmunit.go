@@ -90,10 +90,12 @@ type systemd struct {
 	kind string
 }
 
-// newSystemd returns the units of VMs and those of vm.fsck.
-func newSystemd(bus *systemBus) (vms, checks *systemd) {
-	return &systemd{bus, "vm"}, &systemd{bus, "fsck"}
-}
+// Kinds of units.
+const (
+	vmKind    = "vm"
+	checkKind = "fsck"
+	trialKind = "kvm"
+)
 
 func (s *systemd) name(id string) string { return "banger-" + s.kind + "-" + id + ".service" }
 

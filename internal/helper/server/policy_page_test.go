@@ -1,7 +1,6 @@
 package server
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -14,10 +13,11 @@ import (
 	"banger/internal/installed"
 )
 
-// dropIns are the sandboxes of units that the helper has systemd make.
+// Sandboxes of the units that the helper has systemd make.
 const (
 	vmDropIn   = "banger-vm-.service.d/10-banger.conf"
 	fsckDropIn = "banger-fsck-.service.d/10-banger.conf"
+	kvmDropIn  = "banger-kvm-.service.d/10-banger.conf"
 )
 
 // anyUID stands for a VM's uid.
@@ -37,20 +37,20 @@ var programs = [][2]string{
 	{strings.Join(nftPrograms, " or "), "-f -, with rules whose only variables are names and addresses made by the helper"},
 }
 
-// Policy writes everything that the helper can be asked, and what it may touch:
-// its verbs from the table that serves them, its rights from the units in dir.
-func Policy(w io.Writer, units fs.FS) error {
+// writePolicy writes everything that the helper can be asked, and what it may touch:
+// its verbs from the table that serves them, its rights from the units.
+func writePolicy(w io.Writer, units fs.FS) error {
 	service, err := settings(units, "banger-helper.service")
 	if err != nil {
 		return err
 	}
 	p := &policy{}
 	p.line("What banger-helper, the part of banger that has rights, can be asked and may touch.")
-	p.line("Written by `banger-helper policy`.")
+	p.line("`banger-helper policy` prints it.")
 
 	p.head("Who may ask")
 	p.line("root and the installation's owner, by the socket's mode and by the uid that the kernel tells of the caller.")
-	p.line("The owner has at most %d requests at a time, %d in a burst and %d a second after that, each of at most %d bytes;", maxActive, burst, int(1e9/interval.Nanoseconds()), maxBody)
+	p.line("The owner has at most %d requests at a time, %d in a burst and %d a second after that, each of at most %d bytes;", maxActive, burst, perSecond, maxBody)
 	p.line("at most %d connections of each of them, and %s for a request to arrive.", maxConns, bodyTime)
 	p.line("Every request is logged: verb, operation, VM, milliseconds, outcome.")
 
@@ -105,6 +105,10 @@ func Policy(w io.Writer, units fs.FS) error {
 	}
 	p.line("and, for each check: the one disk of the VM in %s, read and write; at most %s, %d MiB, %d tasks.",
 		fsckRoot, fsckTime, fsckMemory>>20, fsckTasks)
+	if err := p.unit(units, "Unit banger-kvm-host.service, while doctor's test guest runs", kvmDropIn); err != nil {
+		return err
+	}
+	p.line("and: /dev/kvm, open, as standard input; at most %s, %d MiB, %d tasks.", tryTime, tryMemory>>20, tryTasks)
 	_, err = io.WriteString(w, p.b.String())
 	return err
 }
@@ -187,11 +191,8 @@ func (p *policy) properties(all []property) {
 // settings are a unit's lines without remarks and without the section [Unit].
 func settings(units fs.FS, name string) (out []string, err error) {
 	raw, err := fs.ReadFile(units, name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("cannot print the policy: banger is not installed: %w", err)
-	}
 	if err != nil {
-		return nil, fmt.Errorf("cannot print the policy: %w", err)
+		return nil, err
 	}
 	section := ""
 	for line := range strings.SplitSeq(string(raw), "\n") {
