@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"slices"
 	"time"
@@ -35,7 +36,9 @@ func withDoctor(ctx context.Context) context.Context {
 
 // questions are all that bangerd can ask of its host.
 func (d *Daemon) questions() []doctor.Question {
-	all := d.host.Questions()
+	host := d.host
+	host.Guest = d.someGuest
+	all := host.Questions()
 	all = append(all, doctor.Question{ID: "helper", Why: "it does all that needs root", Ask: d.askHelper})
 	all = append(all, d.host.InstallationQuestions()...)
 	return append(all,
@@ -55,20 +58,19 @@ func (d *Daemon) questions() []doctor.Question {
 // store says of the same VMs.
 func (d *Daemon) askHelper(ctx context.Context) []api.Check {
 	why := "it does all that needs root"
-	before, err := d.ids(ctx, runs) // those that ran all the while
-	if err != nil {
-		return doctor.One("helper", why, failed(err, "")).Ask(ctx)
-	}
+	before, errBefore := d.ids(ctx, runs)
 	facts, err := d.helper.Check(ctx)
 	if err != nil {
 		return doctor.One("helper", why, failed(err, "systemctl status banger-helper.socket banger-helper.service")).Ask(ctx)
 	}
+	after, errAfter := d.ids(ctx, runs)
+	allTheWhile := slices.DeleteFunc(before, func(id string) bool { return !slices.Contains(after, id) })
 	checks := doctor.One("helper", why, func(context.Context) doctor.Finding { return doctor.Pass("it answers") }).Ask(ctx)
 	checks = append(checks, doctor.One("versions", "they are made to go together", func(context.Context) doctor.Finding {
 		return d.host.Versions(version.Version, facts.HelperVersion)
 	}).Ask(ctx)...)
 	checks = append(checks, doctor.Facts(facts)...)
-	checks = append(checks, doctor.Confinement(facts, before))
+	checks = append(checks, doctor.Confinement(facts, allTheWhile, errors.Join(errBefore, errAfter)))
 	return append(checks, doctor.One("leftovers", "they hold memory, disk space and addresses", func(ctx context.Context) doctor.Finding {
 		return d.checkLeftovers(ctx, facts)
 	}).Ask(ctx)...)
@@ -82,6 +84,20 @@ func runs(v *store.VM) bool { return v.State == api.StateRunning || v.State == a
 
 func every(*store.VM) bool { return true }
 
+// someGuest is a VM whose name the host should know.
+func (d *Daemon) someGuest(ctx context.Context) (name string, addr netip.Addr, found bool) {
+	vms, err := d.store.VMs(ctx)
+	if err != nil { // check store says so
+		return "", netip.Addr{}, false
+	}
+	for _, v := range vms {
+		if p, ok := d.record.GuestAddress(v.Slot); ok && runs(v) {
+			return v.Name + "." + Zone, p.Addr(), true
+		}
+	}
+	return "", netip.Addr{}, false
+}
+
 // ids of the VMs that are wanted.
 func (d *Daemon) ids(ctx context.Context, wanted func(*store.VM) bool) (ids []string, err error) {
 	vms, err := d.store.VMs(ctx)
@@ -93,21 +109,26 @@ func (d *Daemon) ids(ctx context.Context, wanted func(*store.VM) bool) (ids []st
 	return ids, err
 }
 
-// leftovers looks at the host first and at the records then: a VM has its
-// record before it has anything else, and as long as it has anything or is swept.
+// leftovers looks at the host first and at the records then.
 func (d *Daemon) leftovers(ctx context.Context, f helper.HostFacts) (kernel, files doctor.Leftovers, err error) {
 	if kernel, files, err = d.host.Traces(f); err != nil {
 		return nil, nil, err
 	}
-	known, err := d.ids(ctx, every)
+	known, err := d.existing(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
-	known = append(known, d.vms.Sweeping()...)
 	kernel.Forget(known)
 	d.host.ForgetEnded(kernel)
 	files.Forget(known)
 	return kernel, files, nil
+}
+
+// existing are the VMs that may have something: one has its record before it has
+// anything else, and as long as it has anything or is swept.
+func (d *Daemon) existing(ctx context.Context) ([]string, error) {
+	known, err := d.ids(ctx, every)
+	return append(known, d.vms.Sweeping()...), err
 }
 
 func (d *Daemon) checkLeftovers(ctx context.Context, f helper.HostFacts) doctor.Finding {
@@ -115,7 +136,12 @@ func (d *Daemon) checkLeftovers(ctx context.Context, f helper.HostFacts) doctor.
 	if err != nil {
 		return doctor.Warn("", "cannot tell: %v", err)
 	}
-	return doctor.JudgeLeftovers(kernel, files)
+	loops := d.host.IdleLoops(ctx)
+	known, err := d.existing(ctx)
+	if err != nil {
+		return doctor.Warn("", "cannot tell: %v", err)
+	}
+	return doctor.JudgeLeftovers(kernel, files, doctor.ForgetLoops(loops, known))
 }
 
 func (d *Daemon) checkStore(ctx context.Context) doctor.Finding {
@@ -156,16 +182,23 @@ func (d *Daemon) checkAgents(ctx context.Context) doctor.Finding {
 }
 
 func (d *Daemon) checkImage(ctx context.Context) doctor.Finding {
-	if _, err := d.store.Image(ctx, d.config.DefaultImage); err != nil {
+	_, err := d.store.Image(ctx, d.config.DefaultImage)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
 		return doctor.Warn("banger image import "+d.config.DefaultImage+" FILE.tar", "there is no image %q", d.config.DefaultImage)
+	case err != nil:
+		return doctor.Warn("see check store", "cannot tell: %v", err)
 	}
 	return doctor.Pass("%s", d.config.DefaultImage)
 }
 
 func (d *Daemon) checkKernel(ctx context.Context) doctor.Finding {
 	k, err := d.store.Kernel(ctx, d.config.DefaultKernel)
-	if err != nil {
+	switch {
+	case errors.Is(err, store.ErrNotFound):
 		return doctor.Warn("sudo banger system install, or banger kernel import "+d.config.DefaultKernel+" --from FILE", "there is no kernel %q", d.config.DefaultKernel)
+	case err != nil:
+		return doctor.Warn("see check store", "cannot tell: %v", err)
 	}
 	return doctor.Pass("%s, %s", k.Name, k.Release)
 }

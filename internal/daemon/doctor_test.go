@@ -4,7 +4,9 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -13,6 +15,8 @@ import (
 	"banger/internal/doctor"
 	"banger/internal/helper"
 	"banger/internal/installed"
+	"banger/internal/paths"
+	"banger/internal/store"
 )
 
 // On a host without anything doctor still answers, and what cannot be found out
@@ -52,6 +56,49 @@ func TestLeftoversAreOfNoRecord(t *testing.T) {
 	kernel, files, err := d.leftovers(t.Context(), helper.HostFacts{Slots: []string{v.ID, gone}, Jails: []string{gone}})
 	if err != nil || !slices.Equal(kernel.IDs(), []string{gone}) || len(files) != 0 {
 		t.Errorf("%v, %v, %v", kernel, files, err)
+	}
+}
+
+// A loop device without a disk is a leftover unless it lies on files of a VM that
+// exists.
+func TestLoopsAreOfNoRecord(t *testing.T) {
+	d := bareDaemon(t)
+	root := t.TempDir()
+	d.host = doctor.Host{Root: root}
+	v, err := d.vms.Create(t.Context(), api.VMSpec{Name: "box"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for device, id := range map[string]string{"loop3": v.ID, "loop4": "abcdefabcdef"} {
+		for _, dir := range []string{"/loop", "/holders"} {
+			if err := os.MkdirAll(root+"/sys/block/"+device+dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := os.WriteFile(root+"/sys/block/"+device+"/loop/backing_file", []byte(paths.StateDir+"/vms/"+id+"/work\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f := d.checkLeftovers(t.Context(), helper.HostFacts{})
+	if f.Status != api.CheckWarn || !strings.Contains(f.Found, "loop4") || strings.Contains(f.Found, "loop3") || f.Repair != "" {
+		t.Errorf("%+v", f)
+	}
+}
+
+func TestSomeGuestRuns(t *testing.T) {
+	d := bareDaemon(t)
+	d.record.Network = "172.16.0.1/16"
+	for i, state := range []api.State{api.StateStopped, api.StateRunning} {
+		if name, _, found := d.someGuest(t.Context()); found {
+			t.Errorf("%s runs", name)
+		}
+		id := strings.Repeat(strconv.Itoa(i), 12)
+		if err := d.store.InsertVM(t.Context(), &store.VM{ID: id, Name: "box" + strconv.Itoa(i), State: state, Slot: 5 + i, ImageID: "i", KernelID: "k"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if name, addr, found := d.someGuest(t.Context()); !found || name != "box1.vm" || addr.String() != "172.16.0.8" {
+		t.Errorf("%q, %s, %t", name, addr, found)
 	}
 }
 

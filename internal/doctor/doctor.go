@@ -7,6 +7,8 @@ package doctor
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -42,7 +44,14 @@ func ask(ctx context.Context, limit time.Duration, q Question) []api.Check {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	answer := make(chan []api.Check, 1)
-	go func() { answer <- q.Ask(ctx) }()
+	go func() {
+		defer func() {
+			if r := recover(); r != nil { // no reason to end bangerd
+				answer <- []api.Check{Warn("report it as a bug, with the log of bangerd", "the check itself failed: %v", r).check(q.ID, q.Why)}
+			}
+		}()
+		answer <- q.Ask(ctx)
+	}()
 	select {
 	case a := <-answer:
 		return a
@@ -83,4 +92,33 @@ func One(id, why string, look func(context.Context) Finding) Question {
 	return Question{ID: id, Why: why, Ask: func(ctx context.Context) []api.Check {
 		return []api.Check{look(ctx).check(id, why)}
 	}}
+}
+
+// together makes one finding of several. What is well is not told where
+// something is not.
+func together(all []Finding) (one Finding) {
+	grave := []api.CheckStatus{api.CheckPass, api.CheckWarn, api.CheckFail}
+	worst := 0
+	for _, f := range all {
+		worst = max(worst, slices.Index(grave, f.Status))
+	}
+	one.Status = grave[worst]
+	var found, fixes, repairs []string
+	for _, f := range all {
+		if one.Status != api.CheckPass && f.Status == api.CheckPass {
+			continue
+		}
+		found = append(found, f.Found)
+		fixes = appendNew(fixes, f.Fix)
+		repairs = appendNew(repairs, f.Repair)
+	}
+	one.Found, one.Fix, one.Repair = strings.Join(found, "; "), strings.Join(fixes, "; "), strings.Join(repairs, "; ")
+	return one
+}
+
+func appendNew(all []string, s string) []string {
+	if s == "" || slices.Contains(all, s) {
+		return all
+	}
+	return append(all, s)
 }

@@ -44,6 +44,16 @@ func TestAskIsBounded(t *testing.T) {
 	})
 }
 
+func TestOneThatPanicsEndsNobodyElse(t *testing.T) {
+	got := Ask(t.Context(), time.Second, []Question{
+		One("wild", "", func(context.Context) Finding { panic("oh") }),
+		One("calm", "", func(context.Context) Finding { return Pass("fine") }),
+	})
+	if len(got) != 2 || got[0].Status != api.CheckWarn || !strings.Contains(got[0].Found, "oh") || got[1].Status != api.CheckPass {
+		t.Errorf("%+v", got)
+	}
+}
+
 func TestAskNothing(t *testing.T) {
 	if got := Ask(t.Context(), time.Second, nil); got == nil || len(got) != 0 {
 		t.Errorf("%#v is no empty list for JSON", got)
@@ -59,11 +69,9 @@ func TestEveryCheckHasItsNameAndReason(t *testing.T) {
 		}
 		seen[id] = true
 	}
-	for _, c := range hostChecks {
-		look(c.id, c.why)
-	}
-	for _, c := range installationChecks {
-		look(c.id, c.why)
+	var h Host
+	for _, q := range append(h.Questions(), h.InstallationQuestions()...) {
+		look(q.ID, q.Why)
 	}
 	for _, c := range factChecks {
 		look(c.id, c.why)

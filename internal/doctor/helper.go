@@ -59,22 +59,28 @@ func Facts(f helper.HostFacts) []api.Check {
 	return all
 }
 
-// Confinement judges the processes of the VMs that run.
-func Confinement(f helper.HostFacts, running []string) api.Check {
+// Confinement judges the processes of the VMs that ran before and after the
+// helper looked; err says that this is not known.
+func Confinement(f helper.HostFacts, running []string, err error) api.Check {
 	var weak []string
-	looked := 0
+	unseen := slices.Clone(running)
 	for _, v := range f.VMMs {
 		if !slices.Contains(running, v.ID) { // its Firecracker may not have given up its rights yet
 			continue
 		}
-		looked++
+		unseen = slices.DeleteFunc(unseen, func(id string) bool { return id == v.ID })
 		if v.Weak != "" {
 			weak = append(weak, fmt.Sprintf("VM %s: %s", v.ID, v.Weak))
 		}
 	}
-	found := Pass("%d running VMs looked at: none has rights, all have seccomp", looked)
-	if len(weak) > 0 {
+	found := Pass("%d running VMs looked at: none has rights, all have seccomp", len(running))
+	switch {
+	case err != nil:
+		found = Warn("see check store", "cannot tell which VMs run: %v", err)
+	case len(weak) > 0:
 		found = Fail("stop these VMs, and see checks units, drop-ins and programs", "%s", list(weak))
+	case len(unseen) > 0:
+		found = Warn("look again; if it stays so, see `banger vm list` and journalctl -u banger-helper", "no process was found of VM %s, which should run", list(unseen))
 	}
 	return found.check("confinement", "a VMM that its guest took over can do what its process may")
 }

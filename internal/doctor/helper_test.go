@@ -1,7 +1,9 @@
 package doctor
 
 import (
+	"errors"
 	"slices"
+	"strings"
 	"testing"
 
 	"banger/api"
@@ -61,11 +63,17 @@ func TestAdvisories(t *testing.T) {
 
 func TestConfinement(t *testing.T) {
 	f := helper.HostFacts{VMMs: []helper.VMM{{ID: "a"}, {ID: "b", Weak: `Seccomp is "0"`}}}
+	if c := Confinement(f, []string{"a", "c"}, nil); c.Status != api.CheckWarn || !strings.Contains(c.Found, "of VM c,") {
+		t.Errorf("one that nobody has seen: %+v", c)
+	}
+	if c := Confinement(f, nil, errors.New("no store")); c.Status != api.CheckWarn || !strings.Contains(c.Found, "no store") {
+		t.Errorf("without the store: %+v", c)
+	}
 	// b is being started: its Firecracker has its filter later.
-	if c := Confinement(f, []string{"a"}); c.Status != api.CheckPass || c.Found[:1] != "1" {
+	if c := Confinement(f, []string{"a"}, nil); c.Status != api.CheckPass || c.Found[:1] != "1" {
 		t.Errorf("%+v", c)
 	}
-	if c := Confinement(f, []string{"a", "b"}); c.Status != api.CheckFail || c.Found != `VM b: Seccomp is "0"` {
+	if c := Confinement(f, []string{"a", "b"}, nil); c.Status != api.CheckFail || c.Found != `VM b: Seccomp is "0"` {
 		t.Errorf("%+v", c)
 	}
 }

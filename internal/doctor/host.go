@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -30,11 +31,16 @@ type Host struct {
 	// Units are the unit files of the installation, by path.
 	Units map[string]string
 	Now   func() time.Time
+	// Run asks a program of the host; nil: there is none.
+	Run command
+	// Guest finds a VM that runs: its name with the zone, and its address; nil:
+	// nobody knows.
+	Guest func(context.Context) (name string, addr netip.Addr, found bool)
 }
 
 // ThisHost is the one we are on.
 func ThisHost(r installed.Record, units map[string]string) Host {
-	h := Host{Arch: runtime.GOARCH, Record: r, Units: units, Now: time.Now}
+	h := Host{Arch: runtime.GOARCH, Record: r, Units: units, Now: time.Now, Run: runCommand}
 	var u unix.Utsname
 	if unix.Uname(&u) == nil { // cannot fail with a valid pointer
 		h.Release = unix.ByteSliceToString(u.Release[:])
@@ -65,7 +71,6 @@ var hostChecks = []struct {
 	{"cgroup-v2", "limits of VMs are kept by it", Host.cgroups},
 	{"state", "disks of VMs lie there, in sparse files", Host.stateDir},
 	{"inodes", "each VM, image and kernel is some files", Host.inodes},
-	{"resolver", "names of VMs are resolved on the host by it", Host.resolver},
 }
 
 // Questions are what can be asked of a host without any rights.
@@ -74,7 +79,7 @@ func (h Host) Questions() []Question {
 	for _, c := range hostChecks {
 		all = append(all, One(c.id, c.why, func(context.Context) Finding { return c.look(h) }))
 	}
-	return all
+	return append(all, One("resolver", "names of VMs are resolved on the host by it", h.resolver))
 }
 
 func (h Host) architecture() Finding {
@@ -98,7 +103,8 @@ func (h Host) kernel() Finding {
 		return Fail("boot a newer kernel", "the kernel is %s, older than %d.%d", h.Release, oldest[0], oldest[1])
 	}
 	if slices.Compare(v[:], locking[:]) < 0 {
-		return Warn("boot %[2]d.%[3]d or newer", "%[1]s: before %[2]d.%[3]d only the firewall's rules, and not the bridge too, hold guests to their MAC", h.Release, locking[0], locking[1])
+		newer := fmt.Sprintf("%d.%d", locking[0], locking[1])
+		return Warn("boot "+newer+" or newer", "%s: before %s only the firewall's rules, and not the bridge too, hold guests to their MAC", h.Release, newer)
 	}
 	return Pass("%s", h.Release)
 }
@@ -106,8 +112,8 @@ func (h Host) kernel() Finding {
 const vulnerabilities = "/sys/devices/system/cpu/vulnerabilities"
 
 // weaknesses returns the names of the processor's weaknesses whose state holds
-// a word.
-func (h Host) weaknesses(word string) ([]string, error) {
+// one of the words.
+func (h Host) weaknesses(words ...string) ([]string, error) {
 	entries, err := os.ReadDir(h.at(vulnerabilities))
 	if err != nil {
 		return nil, err
@@ -118,7 +124,7 @@ func (h Host) weaknesses(word string) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		if strings.Contains(text, word) {
+		if slices.ContainsFunc(words, func(w string) bool { return strings.Contains(text, w) }) {
 			names = append(names, e.Name())
 		}
 	}
@@ -126,14 +132,15 @@ func (h Host) weaknesses(word string) ([]string, error) {
 }
 
 func (h Host) vulnerabilities() Finding {
-	open, err := h.weaknesses("Vulnerable")
+	// "Unknown: No mitigations" is a processor that nobody looks after any more.
+	open, err := h.weaknesses("Vulnerable", "Unknown")
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return Warn("", "the kernel does not tell of the processor's weaknesses")
 	case err != nil:
 		return Warn("", "cannot tell: %v", err)
 	case len(open) > 0:
-		return Warn("update microcode and kernel, and boot without mitigations=off; see "+vulnerabilities, "nothing is done against %s", strings.Join(open, ", "))
+		return Warn("update microcode and kernel, and boot without mitigations=off; see "+vulnerabilities, "nothing is done, or known to be done, against %s", strings.Join(open, ", "))
 	}
 	return Pass("the kernel has an answer to every weakness it knows")
 }
@@ -147,7 +154,10 @@ func (h Host) smt() Finding {
 		return Warn("", "cannot tell: %v", err)
 	}
 	names, err := h.weaknesses("SMT vulnerable")
-	if err != nil || len(names) == 0 {
+	switch {
+	case err != nil:
+		return Warn("boot with mitigations=auto,nosmt if guests do not trust each other", "on, and what it opens cannot be told: %v", err)
+	case len(names) == 0:
 		return Pass("on; the kernel knows of no weakness that it opens on this processor")
 	}
 	return Warn("boot with mitigations=auto,nosmt if guests do not trust each other", "on, and opens %s", strings.Join(names, ", "))
@@ -189,7 +199,8 @@ func (h Host) swap() Finding {
 func (h Host) keepsSecrets(swap string) bool {
 	name := filepath.Base(swap)
 	if strings.HasPrefix(name, "zram") {
-		return true
+		disk, err := h.read("/sys/block/" + name + "/backing_dev") // where it writes what is idle
+		return err != nil || disk == "none" || h.encrypted(filepath.Base(disk))
 	}
 	var st unix.Stat_t
 	if !strings.HasPrefix(swap, "/dev/") && unix.Stat(h.at(swap), &st) == nil { // a file, on some device
@@ -203,7 +214,9 @@ func (h Host) keepsSecrets(swap string) bool {
 // as volumes of LVM are.
 func (h Host) encrypted(name string) bool {
 	uuid, err := h.read("/sys/block/" + name + "/dm/uuid")
-	if err == nil && strings.HasPrefix(uuid, "CRYPT-") {
+	// cryptsetup gives such names also to what only checks.
+	checked := strings.HasPrefix(uuid, "CRYPT-VERITY-") || strings.HasPrefix(uuid, "CRYPT-INTEGRITY-")
+	if err == nil && strings.HasPrefix(uuid, "CRYPT-") && !checked {
 		return true
 	}
 	below, err := os.ReadDir(h.at("/sys/block/" + name + "/slaves"))
@@ -241,16 +254,16 @@ var filesystems = map[int64]struct{ name, remark string }{
 	unix.FUSE_SUPER_MAGIC:      {"fuse", "nobody has tried it"},
 }
 
-func (h Host) statfs() (st unix.Statfs_t, err error) {
+func (h Host) statfs(path string) (st unix.Statfs_t, err error) {
 	for {
-		if err = unix.Statfs(h.at(paths.StateDir), &st); !errors.Is(err, unix.EINTR) {
+		if err = unix.Statfs(h.at(path), &st); !errors.Is(err, unix.EINTR) {
 			return st, err
 		}
 	}
 }
 
 func (h Host) stateDir() Finding {
-	st, err := h.statfs()
+	st, err := h.statfs(paths.StateDir)
 	if err != nil {
 		return Fail("sudo banger system install", "cannot look at %s: %v", paths.StateDir, err)
 	}
@@ -274,7 +287,7 @@ func judgeFilesystem(kind, flags int64) Finding {
 const fewInodes = 10000
 
 func (h Host) inodes() Finding {
-	st, err := h.statfs()
+	st, err := h.statfs(paths.StateDir)
 	if err != nil {
 		return Fail("sudo banger system install", "cannot look at %s: %v", paths.StateDir, err)
 	}
@@ -291,28 +304,4 @@ func judgeInodes(all, free uint64) Finding {
 		return Warn("remove files that are no longer needed", "%d are left in %s", free, paths.StateDir)
 	}
 	return Pass("%d are left in %s", free, paths.StateDir)
-}
-
-// stubs are the addresses that systemd-resolved answers on.
-var stubs = []string{"127.0.0.53", "127.0.0.54"}
-
-func (h Host) resolver() Finding {
-	const fix = "use systemd-resolved, or have your resolver ask 127.0.0.1 port 10053 for the zone vm"
-	text, err := h.read("/etc/resolv.conf")
-	if err != nil {
-		return Warn(fix, "cannot tell which resolver the host asks: %v", err)
-	}
-	var servers []string
-	for line := range strings.Lines(text) {
-		if f := strings.Fields(line); len(f) > 1 && f[0] == "nameserver" {
-			servers = append(servers, f[1])
-		}
-	}
-	switch {
-	case len(servers) == 0:
-		return Warn(fix, "/etc/resolv.conf names no resolver")
-	case !slices.Contains(stubs, servers[0]):
-		return Warn(fix, "the host asks %s, which does not know the names of VMs", servers[0])
-	}
-	return Pass("the host asks systemd-resolved, which is told of the zone vm")
 }

@@ -93,10 +93,17 @@ func TestHostChecks(t *testing.T) {
 		"no state":     {nil, Host.stateDir, "fail", "cannot look at"},
 		"no inode":     {nil, Host.inodes, "fail", "cannot look at"},
 		"inodes":       {files{paths.StateDir + "/": ""}, Host.inodes, "pass", ""},
-		"resolved":     {files{"/etc/resolv.conf": "# x\noptions edns0\nnameserver 127.0.0.53\n"}, Host.resolver, "pass", "systemd-resolved"},
-		"another":      {files{"/etc/resolv.conf": "nameserver 192.0.2.1\nnameserver 127.0.0.53\n"}, Host.resolver, "warn", "192.0.2.1"},
-		"no resolver":  {files{"/etc/resolv.conf": "search example\n"}, Host.resolver, "warn", "names no resolver"},
-		"no file":      {nil, Host.resolver, "warn", "cannot tell"},
+		"a processor nobody looks after": {files{vulnerabilities + "/mmio_stale_data": "Unknown: No mitigations\n"},
+			Host.vulnerabilities, "warn", "mmio_stale_data"},
+		"SMT, and the kernel tells nothing": {files{cpus + "smt/active": "1\n"}, Host.smt, "warn", "cannot be told"},
+		"zram that writes to a disk": {files{"/proc/swaps": "Filename\n/dev/zram0 partition 1 0\n", "/sys/block/zram0/backing_dev": "/dev/sda3\n"},
+			Host.swap, "warn", "/dev/zram0"},
+		"zram alone": {files{"/proc/swaps": "Filename\n/dev/zram0 partition 1 0\n", "/sys/block/zram0/backing_dev": "none\n"},
+			Host.swap, "pass", "in memory"},
+		"zram that writes to an encrypted disk": {files{"/proc/swaps": "Filename\n/dev/zram0 partition 1 0\n",
+			"/sys/block/zram0/backing_dev": "/dev/dm-3\n", "/sys/block/dm-3/dm/uuid": "CRYPT-PLAIN-x\n"}, Host.swap, "pass", "in memory"},
+		"integrity is not encryption": {files{"/proc/swaps": "Filename\n/dev/dm-3 partition 1 0\n", "/sys/block/dm-3/dm/uuid": "CRYPT-INTEGRITY-swap\n"},
+			Host.swap, "warn", "/dev/dm-3"},
 	} {
 		check(t, name, c.look(tree(t, c.files)), c.status, c.says)
 	}
@@ -107,6 +114,9 @@ func TestKernelAndArchitecture(t *testing.T) {
 		"6.1.0-30-amd64": "pass", "5.10.0": "warn", "5.17.9": "warn", "5.18.0": "pass", "5.9.99-generic": "fail", "4.19.0": "fail", "10.0": "pass", "": "warn", "mine": "warn",
 	} {
 		check(t, release, Host{Release: release}.kernel(), status, release)
+	}
+	if fix := (Host{Release: "5.10.0"}).kernel().Fix; fix != "boot 5.18 or newer" {
+		t.Errorf("fix: %q", fix)
 	}
 	check(t, "amd64", Host{Arch: "amd64"}.architecture(), "pass", "x86-64")
 	check(t, "arm64", Host{Arch: "arm64"}.architecture(), "fail", "arm64")

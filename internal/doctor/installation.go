@@ -3,17 +3,12 @@ package doctor
 import (
 	"context"
 	"debug/elf"
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
-	"banger/internal/install"
 	"banger/internal/paths"
 )
 
@@ -23,11 +18,9 @@ var installationChecks = []struct {
 	look    func(Host) Finding
 }{
 	{"programs", "the jailer starts as root and trusts what it is given; a dynamic program brings the host's libraries into the jail", Host.programs},
-	{"units", "the sandbox of the services and of every VM is in them", Host.units},
 	{"drop-ins", "a setting that is added can take a wall of the sandbox down", Host.dropIns},
 	{"sockets", "who may connect may do all that banger can", Host.sockets},
-	{"uid-range", "a uid must mean one VM and nobody else", Host.uidRange},
-	{"clock", "certificates and the guests' own clocks are made by it", Host.clock},
+	{"filesystems", "kernels, jails and what consoles print need room as well", Host.otherFilesystems},
 }
 
 // InstallationQuestions are about what was installed, and need no rights.
@@ -36,22 +29,37 @@ func (h Host) InstallationQuestions() []Question {
 	for _, c := range installationChecks {
 		all = append(all, One(c.id, c.why, func(context.Context) Finding { return c.look(h) }))
 	}
-	return append(all, h.firecrackerQuestion())
+	return append(all,
+		One("units", "the sandbox of the services and of every VM is in them", h.units),
+		One("uid-range", "a uid must mean one VM and nobody else", h.uidRange),
+		One("clock", "certificates and the guests' own clocks are made by it", h.clock),
+		h.firecrackerQuestion())
 }
 
 const reinstall = "sudo banger system install"
 
+// services are our own programs: one runs as root, one holds all VMs, and one
+// goes into every guest.
+var services = []string{"banger-helper", "bangerd", "banger-agent"}
+
 func (h Host) programs() Finding {
 	var dynamic []string
-	for _, path := range []string{h.Record.Firecracker, h.Record.Jailer} {
+	vmms := []string{h.Record.Firecracker, h.Record.Jailer}
+	all := vmms
+	for _, name := range services {
+		all = append(all, paths.LibexecDir+"/"+name)
+	}
+	for _, path := range all {
 		if err := h.rootsAlone(path, unix.S_IFREG); err != nil {
 			return Fail(reinstall, "%v", err)
 		}
 		for dir := filepath.Dir(path); dir != "/" && dir != "."; dir = filepath.Dir(dir) {
 			if err := h.rootsAlone(dir, unix.S_IFDIR); err != nil {
-				return Fail("sudo chown root, and sudo chmod go-w", "%v", err)
+				return Fail("sudo chown root "+dir+"; sudo chmod go-w "+dir, "%v", err)
 			}
 		}
+	}
+	for _, path := range vmms {
 		static, err := isStatic(h.at(path))
 		if err != nil {
 			return Fail(reinstall, "%v", err)
@@ -127,36 +135,6 @@ func (h Host) sockets() Finding {
 		}
 	}
 	return Pass("both are for %s alone", h.Record.Owner)
-}
-
-func (h Host) uidRange() Finding {
-	var texts [4]string
-	for i, path := range []string{"/etc/subuid", "/etc/subgid", "/etc/passwd", "/etc/group"} {
-		text, err := h.read(path)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return Warn("", "cannot tell: %v", err)
-		}
-		texts[i] = text
-	}
-	tables := install.IDTables{SubUID: texts[0], SubGID: texts[1], Passwd: texts[2], Group: texts[3]}
-	if found := tables.Conflicts(h.Record); len(found) > 0 {
-		return Fail("remove what overlaps from /etc/subuid, /etc/subgid, /etc/passwd or /etc/group", "%s", strings.Join(found, "; "))
-	}
-	return Pass("%d to %d are reserved, and nobody else's", h.Record.UIDBase, h.Record.UIDBase+h.Record.UIDCount-1)
-}
-
-func (h Host) clock() Finding {
-	at, err := time.Parse(time.RFC3339, h.Record.InstalledAt)
-	switch now := h.Now(); {
-	case err != nil:
-		return Warn(reinstall, "the record of the installation has no time: %v", err)
-	case now.Before(at):
-		return Fail("set the clock, and use a service that keeps it", "it is %s, before banger was installed at %s", now.UTC().Format(time.RFC3339), h.Record.InstalledAt)
-	}
-	if _, err := os.Lstat(h.at("/run/systemd/timesync/synchronized")); err == nil {
-		return Pass("systemd-timesyncd keeps it")
-	}
-	return Pass("after the installation")
 }
 
 // Versions compares the programs that are one installation.

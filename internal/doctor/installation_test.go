@@ -5,7 +5,6 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"banger/internal/installed"
 	"banger/internal/paths"
@@ -20,7 +19,11 @@ func vmmHost(t *testing.T, program string) Host {
 	if err != nil {
 		t.Skip(err)
 	}
-	h := tree(t, map[string]string{lib + "firecracker": string(raw), lib + "jailer": string(raw)})
+	files := map[string]string{lib + "firecracker": string(raw), lib + "jailer": string(raw)}
+	for _, name := range services {
+		files[paths.LibexecDir+"/"+name] = string(raw)
+	}
+	h := tree(t, files)
 	h.Record = installed.Record{Firecracker: lib + "firecracker", Jailer: lib + "jailer"}
 	return h
 }
@@ -32,9 +35,10 @@ func TestPrograms(t *testing.T) {
 		spoil func(h Host) error
 		says  string
 	}{
-		"writable":  {func(h Host) error { return os.Chmod(h.at(lib+"jailer"), 0o775) }, "jailer can be written"},
-		"directory": {func(h Host) error { return os.Chmod(h.at("/usr/local"), 0o777) }, "/usr/local can be written"},
-		"missing":   {func(h Host) error { return os.Remove(h.at(lib + "firecracker")) }, "cannot look at"},
+		"writable":   {func(h Host) error { return os.Chmod(h.at(lib+"jailer"), 0o775) }, "jailer can be written"},
+		"the helper": {func(h Host) error { return os.Chmod(h.at(paths.LibexecDir+"/banger-helper"), 0o757) }, "banger-helper can be written"},
+		"directory":  {func(h Host) error { return os.Chmod(h.at("/usr/local"), 0o777) }, "/usr/local can be written"},
+		"missing":    {func(h Host) error { return os.Remove(h.at(lib + "firecracker")) }, "cannot look at"},
 		"a link": {func(h Host) error {
 			if err := os.Rename(h.at(lib+"jailer"), h.at(lib+"other")); err != nil {
 				return err
@@ -99,32 +103,6 @@ func TestSockets(t *testing.T) {
 	h := make(t)
 	h.Record.UID++
 	check(t, "another owner's", h.sockets(), "fail", "want 0600 and dev")
-}
-
-func TestUIDRange(t *testing.T) {
-	const line = "dev:100000:65536\nbanger:200000:65536\n"
-	h := tree(t, map[string]string{"/etc/subuid": line, "/etc/subgid": line, "/etc/passwd": "dev:x:1000:1000:::\n"})
-	h.Record = installed.Record{UIDBase: 200000, UIDCount: 65536}
-	check(t, "reserved", h.uidRange(), "pass", "200000 to 265535")
-	put(t, h, "/etc/passwd", "eve:x:200005:100:::\n")
-	check(t, "a user in it", h.uidRange(), "fail", "user eve")
-	put(t, h, "/etc/passwd", "")
-	put(t, h, "/etc/subgid", line+"eve:265000:65536\n")
-	check(t, "a range in it", h.uidRange(), "fail", "eve")
-}
-
-func TestClock(t *testing.T) {
-	h := tree(t, nil)
-	h.Record.InstalledAt = "2026-11-24T12:00:00Z"
-	now := time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
-	h.Now = func() time.Time { return now }
-	check(t, "at once", h.clock(), "pass", "after")
-	put(t, h, "/run/systemd/timesync/synchronized", "")
-	check(t, "kept", h.clock(), "pass", "timesyncd")
-	now = now.Add(-time.Second)
-	check(t, "before", h.clock(), "fail", "before banger was installed")
-	h.Record.InstalledAt = ""
-	check(t, "no record", h.clock(), "warn", "no time")
 }
 
 func TestVersions(t *testing.T) {

@@ -129,14 +129,18 @@ func (l Leftovers) list() string {
 }
 
 // JudgeLeftovers tells of what no VM has any more.
-func JudgeLeftovers(kernel, files Leftovers) Finding {
-	switch {
-	case len(kernel) > 0:
+func JudgeLeftovers(kernel, files Leftovers, loops []Loop) Finding {
+	all := []Finding{Pass("none")}
+	if len(kernel) > 0 {
 		f := Warn("banger doctor --fix", "something is left of %s", kernel.list())
 		f.Repair = "end what is left of " + list(kernel.IDs()) + ", remove its jails, disks, taps and deleted directories, and free its slots"
-		return f
-	case len(files) > 0:
-		return Warn("look into them, and remove them", "directories in %s/vms belong to no VM: %s", paths.StateDir, list(files.IDs()))
+		all = append(all, f)
 	}
-	return Pass("none")
+	if len(files) > 0 {
+		all = append(all, Warn("look into the directories, and remove them", "directories in %s/vms belong to no VM: %s", paths.StateDir, list(files.IDs())))
+	}
+	if len(loops) > 0 {
+		all = append(all, judgeLoops(loops))
+	}
+	return together(all)
 }

@@ -45,25 +45,26 @@ func TestLeftovers(t *testing.T) {
 	}
 	kernel.Forget([]string{idB})
 	h.ForgetEnded(kernel)
-	check(t, "a delete that was cut off", JudgeLeftovers(Leftovers{idD: kernel[idD]}, files), api.CheckWarn, "VM "+idD+" (directory of a delete)")
+	check(t, "a delete that was cut off", JudgeLeftovers(Leftovers{idD: kernel[idD]}, files, nil), api.CheckWarn, "VM "+idD+" (directory of a delete)")
 	if err := os.Remove(h.at(paths.StateDir + "/vms/.deleted-" + idD)); err != nil {
 		t.Fatal(err)
 	}
 	if h.ForgetEnded(kernel); !slices.Equal(kernel.IDs(), []string{idA}) {
 		t.Errorf("a delete that ended meanwhile: %v", kernel)
 	}
-	f := JudgeLeftovers(kernel, files)
+	f := JudgeLeftovers(kernel, files, nil)
 	check(t, "A is left", f, api.CheckWarn, "VM "+idA+" (slot, tap, disk)")
 	if !strings.Contains(f.Repair, idA) || strings.Contains(f.Repair, idC) {
 		t.Errorf("repair: %q", f.Repair)
 	}
+	check(t, "and C has files", f, api.CheckWarn, idC)
 	kernel.Forget([]string{idA})
 	// A directory may be the only copy of something: never repaired.
-	f = JudgeLeftovers(kernel, files)
+	f = JudgeLeftovers(kernel, files, nil)
 	check(t, "C has files", f, api.CheckWarn, idC)
 	if f.Repair != "" {
 		t.Errorf("files would be removed: %q", f.Repair)
 	}
 	files.Forget([]string{idC})
-	check(t, "nothing", JudgeLeftovers(kernel, files), api.CheckPass, "none")
+	check(t, "nothing", JudgeLeftovers(kernel, files, nil), api.CheckPass, "none")
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/netip"
 	"os"
 
 	"golang.org/x/net/dns/dnsmessage"
@@ -35,43 +36,79 @@ func (h Host) Names(ctx context.Context, zone string, servers ...string) Finding
 }
 
 func askNames(ctx context.Context, server, name string) error {
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "udp4", server)
+	head, _, err := question(ctx, server, name)
 	if err != nil {
 		return err
-	}
-	defer conn.Close()
-	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
-	defer stop()
-	q, err := dnsmessage.NewName(name)
-	if err != nil {
-		return err
-	}
-	const id = 1 // of one question on a socket of its own
-	m := dnsmessage.Message{Header: dnsmessage.Header{ID: id},
-		Questions: []dnsmessage.Question{{Name: q, Type: dnsmessage.TypeA, Class: dnsmessage.ClassINET}}}
-	raw, err := m.Pack()
-	if err != nil {
-		return err
-	}
-	if _, err := conn.Write(raw); err != nil {
-		return err
-	}
-	buf := make([]byte, 512)
-	n, err := conn.Read(buf)
-	if ctx.Err() != nil {
-		return errors.New("there is no answer")
-	}
-	if err != nil {
-		return err
-	}
-	var p dnsmessage.Parser
-	head, err := p.Start(buf[:n])
-	if err != nil || head.ID != id || !head.Response {
-		return errors.New("what answers does not speak DNS")
 	}
 	if head.RCode != dnsmessage.RCodeNameError || !head.Authoritative {
 		return fmt.Errorf("the answer is %s, from somebody who is not in charge of the zone", head.RCode)
 	}
 	return nil
+}
+
+// lookUp asks a server for the IPv4 addresses of a name.
+func lookUp(ctx context.Context, server, name string) (addrs []netip.Addr, code dnsmessage.RCode, err error) {
+	head, p, err := question(ctx, server, name+".")
+	if err != nil {
+		return nil, 0, err
+	}
+	if err := p.SkipAllQuestions(); err != nil {
+		return nil, 0, errNoDNS
+	}
+	answers, err := p.AllAnswers()
+	if err != nil {
+		return nil, 0, errNoDNS
+	}
+	for _, a := range answers {
+		if r, ok := a.Body.(*dnsmessage.AResource); ok {
+			addrs = append(addrs, netip.AddrFrom4(r.A))
+		}
+	}
+	return addrs, head.RCode, nil
+}
+
+var errNoDNS = errors.New("what answers does not speak DNS")
+
+// question sends one question for an address and returns the answer's header, and the
+// rest of it.
+func question(ctx context.Context, server, name string) (head dnsmessage.Header, p dnsmessage.Parser, err error) {
+	q, err := dnsmessage.NewName(name)
+	if err != nil {
+		return head, p, err
+	}
+	const id = 1 // of one question on a socket of its own
+	m := dnsmessage.Message{Header: dnsmessage.Header{ID: id, RecursionDesired: true},
+		Questions: []dnsmessage.Question{{Name: q, Type: dnsmessage.TypeA, Class: dnsmessage.ClassINET}}}
+	raw, err := m.Pack()
+	if err != nil {
+		return head, p, err
+	}
+	answer, err := exchange(ctx, server, raw)
+	if err != nil {
+		return head, p, err
+	}
+	if head, err = p.Start(answer); err != nil || head.ID != id || !head.Response {
+		return head, p, errNoDNS
+	}
+	return head, p, nil
+}
+
+func exchange(ctx context.Context, server string, packet []byte) ([]byte, error) {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "udp", server)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer stop()
+	if _, err := conn.Write(packet); err != nil {
+		return nil, err
+	}
+	buf := make([]byte, 512)
+	n, err := conn.Read(buf)
+	if ctx.Err() != nil {
+		return nil, errors.New("there is no answer")
+	}
+	return buf[:n], err
 }

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -9,6 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // unitDirs are where systemd looks for units and drop-ins, what it prefers
@@ -20,8 +23,9 @@ var unitDirs = []string{
 	"/run/systemd/generator", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/run/systemd/generator.late",
 }
 
-// units compares the unit files with what was installed.
-func (h Host) units() Finding {
+// units compares the unit files with what was installed, and asks systemd whether it
+// has read them since they were changed.
+func (h Host) units(ctx context.Context) Finding {
 	var wrong []string
 	for _, path := range slices.Sorted(maps.Keys(h.Units)) {
 		raw, err := os.ReadFile(h.at(path))
@@ -40,7 +44,34 @@ func (h Host) units() Finding {
 	if len(wrong) > 0 {
 		return Fail("sudo banger system install; own settings belong into drop-ins, see `systemctl edit`", "%s", strings.Join(wrong, "; "))
 	}
+	out, err := h.run(ctx, "systemctl", "show", "--property=Id,NeedDaemonReload", "banger*.service", "banger*.socket", "banger.slice")
+	if err != nil {
+		return Warn("", "%d unit files are as installed; whether systemd has read them cannot be told: %v", len(h.Units), err)
+	}
+	if old := unread(out); len(old) > 0 {
+		return Fail("sudo systemctl daemon-reload, then sudo banger system restart", "systemd has not read what is in the files of %s", list(old))
+	}
 	return Pass("%d unit files are as installed", len(h.Units))
+}
+
+// unread are the units of which `systemctl show` says so, a paragraph each.
+func unread(shown string) (names []string) {
+	for unit := range strings.SplitSeq(shown, "\n\n") {
+		name, needs := "", false
+		for line := range strings.Lines(unit) {
+			key, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+			switch key {
+			case "Id":
+				name = value
+			case "NeedDaemonReload":
+				needs = value == "yes"
+			}
+		}
+		if needs {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // bare is what systemd takes from a unit: no remarks, which name the version, too.
@@ -57,6 +88,9 @@ func bare(text string) string {
 // preferred finds a file that systemd reads instead of the one at path.
 func (h Host) preferred(path string) string {
 	dir, name := filepath.Split(path)
+	if strings.HasSuffix(filepath.Clean(dir), ".d") { // a drop-in goes by its directory's name and its own
+		dir, name = filepath.Dir(filepath.Clean(dir)), filepath.Base(dir)+"/"+name
+	}
 	for _, better := range unitDirs {
 		if better == filepath.Clean(dir) {
 			return ""
@@ -73,17 +107,16 @@ func (h Host) preferred(path string) string {
 func (h Host) dropIns() Finding {
 	var files, changes []string
 	for _, dir := range unitDirs {
-		found, err := filepath.Glob(h.at(dir) + "/*.d/*.conf")
-		if err != nil { // the pattern is ours
-			return Warn("", "cannot look for drop-ins: %v", err)
+		found, unseen := h.foreignDropIns(dir)
+		for _, err := range unseen {
+			changes = append(changes, err.Error())
 		}
-		for _, f := range found {
-			path := strings.TrimPrefix(f, h.Root)
-			if _, own := h.Units[path]; own || !concernsUs(filepath.Base(filepath.Dir(path))) {
-				continue
-			}
+		for _, path := range found {
 			files = append(files, path)
-			raw, err := os.ReadFile(f)
+			if own := h.hides(path); own != "" {
+				changes = append(changes, fmt.Sprintf("%s may be used in place of %s", path, own))
+			}
+			raw, err := os.ReadFile(h.at(path))
 			if err != nil {
 				changes = append(changes, fmt.Sprintf("%s cannot be read", path))
 			} else if keys := touchy(string(raw)); len(keys) > 0 {
@@ -98,6 +131,62 @@ func (h Host) dropIns() Finding {
 		return Pass("%s: limits and the like", strings.Join(files, ", "))
 	}
 	return Pass("none")
+}
+
+// foreignDropIns are those below one of systemd's directories that concern us
+// and that no installation wrote. What cannot be seen is an error for each: root's
+// systemd sees it.
+func (h Host) foreignDropIns(dir string) (found []string, unseen []error) {
+	units, err := h.entries(dir)
+	if err != nil {
+		return nil, []error{err}
+	}
+	for _, unit := range units {
+		if !concernsUs(unit) {
+			continue
+		}
+		names, err := h.entries(dir + "/" + unit)
+		if err != nil {
+			unseen = append(unseen, err)
+		}
+		for _, name := range names {
+			path := dir + "/" + unit + "/" + name
+			if _, own := h.Units[path]; !own && strings.HasSuffix(name, ".conf") {
+				found = append(found, path)
+			}
+		}
+	}
+	return found, unseen
+}
+
+// entries are the names in a directory, none if there is no such directory.
+func (h Host) entries(dir string) (names []string, err error) {
+	all, err := os.ReadDir(h.at(dir))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
+		return nil, fmt.Errorf("%s cannot be looked at", dir)
+	}
+	for _, e := range all {
+		names = append(names, e.Name())
+	}
+	return names, nil
+}
+
+// hides finds the drop-in of ours that one of somebody else's replaces for some
+// VM. Of those with one name systemd reads the one in the longest directory alone.
+func (h Host) hides(path string) string {
+	for _, own := range slices.Sorted(maps.Keys(h.Units)) {
+		if filepath.Base(own) == filepath.Base(path) && closer(filepath.Base(filepath.Dir(path)), filepath.Base(filepath.Dir(own))) {
+			return own
+		}
+	}
+	return ""
+}
+
+// closer tells whether a directory is for some of the units that another one is
+// for, as banger-vm-ID.service.d is for one of banger-vm-.service.d.
+func closer(some, all string) bool {
+	i := strings.LastIndex(all, "-.")
+	return i >= 0 && some != all && strings.HasPrefix(some, all[:i+1]) && strings.HasSuffix(some, all[i+1:])
 }
 
 // concernsUs tells whether the drop-ins in a directory of that name are for a

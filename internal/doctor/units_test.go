@@ -1,6 +1,8 @@
 package doctor
 
 import (
+	"context"
+	"errors"
 	"os"
 	"slices"
 	"testing"
@@ -18,6 +20,9 @@ func unitHost(t *testing.T) Host {
 	}
 	h := tree(t, units)
 	h.Units = units
+	h.Run = func(context.Context, ...string) (string, error) {
+		return "Id=bangerd.service\nNeedDaemonReload=no\n", nil
+	}
 	return h
 }
 
@@ -50,14 +55,28 @@ func TestUnits(t *testing.T) {
 		"another is preferred": {func(t *testing.T, h Host) {
 			put(t, h, "/run/systemd/system.control/bangerd.service", "")
 		}, "fail", "/run/systemd/system.control/bangerd.service is used in place of"},
+		"a drop-in of the same name is preferred": {func(t *testing.T, h Host) {
+			put(t, h, "/run/systemd/system.control/banger-vm-.service.d/10-banger.conf", "")
+		}, "fail", "system.control/banger-vm-.service.d/10-banger.conf is used in place of"},
+		"one of the same name for another unit": {func(t *testing.T, h Host) {
+			put(t, h, "/run/systemd/system.control/bangerd.service.d/10-banger.conf", "")
+			put(t, h, "/run/systemd/system.control/10-banger.conf", "")
+		}, "pass", ""},
 		"a worse one does not count": {func(t *testing.T, h Host) {
 			put(t, h, "/usr/lib/systemd/system/bangerd.service", "")
 		}, "pass", ""},
 	} {
 		h := unitHost(t)
 		c.spoil(t, h)
-		check(t, name, h.units(), c.status, c.says)
+		check(t, name, h.units(t.Context()), c.status, c.says)
 	}
+	h := unitHost(t)
+	h.Run = func(context.Context, ...string) (string, error) {
+		return "Id=bangerd.service\nNeedDaemonReload=no\n\nNeedDaemonReload=yes\nId=banger-vm-1.service\n", nil
+	}
+	check(t, "not read", h.units(t.Context()), "fail", "in the files of banger-vm-1.service")
+	h.Run = nil
+	check(t, "no systemctl", h.units(t.Context()), "warn", "cannot be told")
 }
 
 func TestDropIns(t *testing.T) {
@@ -76,12 +95,27 @@ func TestDropIns(t *testing.T) {
 		etc + "banger-.service.d/x.conf":                                              {"[Service]\nMemoryDenyWriteExecute=no\n", "warn", "sets MemoryDenyWriteExecute"},
 		etc + "banger-helper.socket.d/x.conf":                                         {"[Socket]\nSocketMode=0666\n", "warn", "sets SocketMode"},
 		etc + "bangerd.service.d/long.conf":                                           {"[Service]\nEnvironment=A=1 \\\n  B=2\n# User=root\n;x=y\n", "warn", "sets Environment"},
+		etc + "banger-vm-0123456789ab.service.d/10-banger.conf":                       {"", "warn", "may be used in place of " + etc + "banger-vm-.service.d/10-banger.conf"},
+		"/usr/lib/systemd/system/banger-vm-.service.d/10-banger.conf":                 {"", "pass", "limits"}, // where ours is preferred
+		etc + "banger-.service.d/10-banger.conf":                                      {"", "pass", "limits"},
+		etc + "banger-vm-0123456789ab.service.d/20-banger.conf":                       {"", "pass", "limits"},
 		"/run/systemd/transient/banger-vm-0123456789ab.service.d/50-DeviceAllow.conf": {"[Service]\nDeviceAllow=/dev/dm-1 rw\n", "pass", "none"},
 	} {
 		h := unitHost(t)
 		put(t, h, path, c.text)
 		check(t, path, h.dropIns(), c.status, c.says)
 	}
+}
+
+// What an administrator keeps from the owner, root's systemd still reads.
+func TestUnseenDropIns(t *testing.T) {
+	h := unitHost(t)
+	dir := "/run/systemd/system/bangerd.service.d"
+	put(t, h, dir+"/x.conf", "[Service]\nUser=root\n")
+	if err := errors.Join(os.Rename(h.at(dir), h.at(dir)+"x"), os.Symlink("bangerd.service.d", h.at(dir))); err != nil {
+		t.Fatal(err)
+	}
+	check(t, "a directory that cannot be read", h.dropIns(), "warn", dir+" cannot be looked at") // too many links, also for root
 }
 
 func TestTouchy(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"banger/api"
 	"banger/internal/jsonhttp"
 )
 
@@ -64,6 +65,9 @@ func plain(verb string, err error) error {
 		return err
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.EPIPE):
 		return fmt.Errorf("banger-helper ended in the middle of %s: %w", verb, broken.Err)
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNREFUSED): // ended so often that systemd gave up, or was stopped
+		return api.Problemf(http.StatusServiceUnavailable, api.CodeUnavailable, "cannot have banger-helper do %s: %v", verb, broken.Err).
+			WithHint("`sudo banger system restart`; `systemctl status banger-helper.socket banger-helper.service` shows why it is not there")
 	}
 	return fmt.Errorf("cannot have banger-helper do %s: %w", verb, broken.Err)
 }

@@ -164,7 +164,7 @@ func (h *host) removeAll(ctx context.Context, m *manifest, purge bool) error {
 			return err
 		}
 	}
-	for _, path := range slices.Sorted(maps.Keys(m.Files)) {
+	for _, path := range removalOrder(m) {
 		if path == paths.ConfigFile && !purge {
 			continue
 		}
@@ -191,6 +191,20 @@ func (h *host) removeAll(ctx context.Context, m *manifest, purge bool) error {
 	}
 	// No file of a VM that stays belongs to one of these ids.
 	return h.returnRange(ctx, m)
+}
+
+// removalOrder has the record at its end: as long as that is there, a removal that
+// failed can be taken back, by an upgrade.
+func removalOrder(m *manifest) []string {
+	return slices.SortedFunc(maps.Keys(m.Files), func(a, b string) int {
+		if record := paths.InstallFile; (a == record) != (b == record) {
+			if a == record {
+				return 1
+			}
+			return -1
+		}
+		return strings.Compare(a, b)
+	})
 }
 
 // removeFile removes a file that holds what an installation wrote. anyContent

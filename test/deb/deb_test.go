@@ -218,6 +218,17 @@ func TestPackageFromFirstToLastDay(t *testing.T) {
 		t.Errorf("boot id %s, was %s", now, boot)
 	}
 
+	// A removal that fails in the middle is taken back: dpkg calls postinst for that.
+	must(t, "chattr", "+i", paths.SysctlFile)
+	if out, ok := run(t, "dpkg", "-r", "banger"); ok || !strings.Contains(out, paths.SysctlFile) {
+		t.Errorf("removed with a file that stays: %s", out)
+	}
+	must(t, "chattr", "-i", paths.SysctlFile)
+	if s := status(t); !s.Healthy() || s.Version != "v0.0.2" || len(s.Changed) > 0 {
+		t.Errorf("after a removal that failed: %+v", s)
+	}
+	host.Must(t, "vm", "start", "box")
+
 	must(t, "dpkg", "-r", "banger")
 	if left := host.Inventory(t); len(left) > 0 {
 		t.Errorf("removed, and left %q", left)

@@ -59,7 +59,7 @@ func (c *dmControl) create(name, uuid string) error {
 
 // load gives the device a table, which resume makes the live one.
 func (c *dmControl) load(name string, t dmTarget) error {
-	if _, _, err := c.ioctl(unix.DM_TABLE_LOAD, dmMessage{name: name, targets: []dmTarget{t}}); err != nil {
+	if _, _, err := c.ioctl(unix.DM_TABLE_LOAD, dmMessage{name: name, table: &t}); err != nil {
 		return fmt.Errorf("cannot load table of %s: %w", name, err)
 	}
 	return nil
@@ -126,7 +126,7 @@ func (c *dmControl) targetVersion(kind string) (string, error) {
 type dmMessage struct {
 	name, uuid string
 	flags      uint32
-	targets    []dmTarget
+	table      *dmTarget // of one line
 }
 
 // ioctl sends a message and returns the answer's header and payload.
@@ -166,40 +166,27 @@ func (m dmMessage) encode() ([]uint64, error) {
 	h.Data_size = dmBufferSize
 	h.Data_start = unix.SizeofDmIoctl
 	h.Flags = m.flags
-	h.Target_count = uint32(len(m.targets))
 	if len(m.name) >= len(h.Name) || len(m.uuid) >= len(h.Uuid) {
 		return nil, errors.New("name is too long")
 	}
 	copy(h.Name[:], m.name)
 	copy(h.Uuid[:], m.uuid)
-	payload := encodeTargets(m.targets)
-	if unix.SizeofDmIoctl+len(payload) > dmBufferSize {
+	if m.table == nil {
+		return buf, nil
+	}
+	h.Target_count = 1
+	payload := unsafe.Slice((*byte)(unsafe.Pointer(&buf[0])), dmBufferSize)[unix.SizeofDmIoctl:]
+	if unix.SizeofDmTargetSpec+len(m.table.params) >= len(payload) {
 		return nil, errors.New("table is too long")
 	}
-	raw := unsafe.Slice((*byte)(unsafe.Pointer(&buf[0])), dmBufferSize)
-	copy(raw[unix.SizeofDmIoctl:], payload)
+	binary.NativeEndian.PutUint64(payload[8:], m.table.sectors)
+	copy(payload[24:39], m.table.kind)
+	copy(payload[unix.SizeofDmTargetSpec:], m.table.params)
 	return buf, nil
 }
 
-// In a table sent to the kernel, next is the distance from one target to the
-// following; in one read from it, the distance from the start.
-func encodeTargets(targets []dmTarget) []byte {
-	var out []byte
-	var start uint64
-	for _, t := range targets {
-		size := (unix.SizeofDmTargetSpec + len(t.params) + 1 + 7) &^ 7
-		b := make([]byte, size)
-		binary.NativeEndian.PutUint64(b[0:], start)
-		binary.NativeEndian.PutUint64(b[8:], t.sectors)
-		binary.NativeEndian.PutUint32(b[20:], uint32(size))
-		copy(b[24:39], t.kind)
-		copy(b[unix.SizeofDmTargetSpec:], t.params)
-		out = append(out, b...)
-		start += t.sectors
-	}
-	return out
-}
-
+// decodeTargets reads a table, in which each line tells its distance from the start to
+// the next.
 func decodeTargets(payload []byte, count uint32) ([]dmTarget, error) {
 	var out []dmTarget
 	at := 0
