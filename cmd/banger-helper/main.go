@@ -52,7 +52,7 @@ func run(args []string) error {
 		if err != nil {
 			return err
 		}
-		return server.ForgetNetwork(record.Bridge)
+		return server.ForgetNetwork(ctx, record)
 	case len(args) == 1 && args[0] == "policy":
 		_, err := fmt.Fprint(os.Stdout, docs.HelperPolicy)
 		return err

@@ -37,8 +37,8 @@ Run again it brings an older installation up to this banger; VMs keep running.
 Of a banger that came as a package, programs and units are there already.
 
 Nothing that somebody else wrote, or changed since, is overwritten: install
-refuses and names it.`,
-		Example: "  sudo banger system install --owner $USER",
+refuses and names it. Bridge and network can be changed while no VM runs.`,
+		Example: "  sudo banger system install --owner $USER\n  sudo banger system install --network 10.213.0.1/16",
 		Args:    args(0, 0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if o.Owner == "" {
@@ -55,6 +55,8 @@ refuses and names it.`,
 	}
 	cmd.Flags().StringVar(&o.Owner, "owner", "", "the user banger is for (default: who it is installed for, else who called sudo)")
 	cmd.Flags().StringVar(&o.From, "from", "", "directory of the programs to install (default: beside this one)")
+	cmd.Flags().StringVar(&o.Bridge, "bridge", "", "name of the VMs' bridge (default: the one there is, else "+installed.DefaultBridge+")")
+	cmd.Flags().StringVar(&o.Network, "network", "", "the bridge's address and the VMs' network (default: the one there is, else "+installed.DefaultNetwork+")")
 	return cmd
 }
 

@@ -28,7 +28,8 @@ type Host struct {
 	Arch    string
 	Release string // of the kernel, as uname -r says
 	Record  installed.Record
-	// Units are the unit files of the installation, by path.
+	// Units are the unit files of the installation, and its settings for udev, journald
+	// and the like, by path.
 	Units map[string]string
 	Now   func() time.Time
 	// Run asks a program of the host; nil: there is none.

@@ -15,10 +15,11 @@ const etc = "/etc/systemd/system/"
 func unitHost(t *testing.T) Host {
 	t.Helper()
 	units := map[string]string{
-		etc + "bangerd.service":                     "[Service]\nUser=dev\n",
+		etc + "bangerd.service":                     "[Service]\nUser=dev\nMemoryMax=50%\n",
 		etc + "banger-vm-.service.d/10-banger.conf": "[Service]\nNoNewPrivileges=yes\n",
 	}
 	h := tree(t, units)
+	put(t, h, "/proc/meminfo", "MemTotal:       8388608 kB\n")
 	h.Units = units
 	h.Run = func(context.Context, ...string) (string, error) {
 		return "Id=bangerd.service\nNeedDaemonReload=no\n", nil
@@ -32,13 +33,13 @@ func TestUnits(t *testing.T) {
 		status api.CheckStatus
 		says   string
 	}{
-		"as installed": {func(*testing.T, Host) {}, "pass", "2 unit files"},
+		"as installed": {func(*testing.T, Host) {}, "pass", "2 files"},
 		"changed": {func(t *testing.T, h Host) {
 			put(t, h, etc+"banger-vm-.service.d/10-banger.conf", "[Service]\nNoNewPrivileges=no\n")
 		}, "fail", "10-banger.conf is not what"},
 		"another remark": {func(t *testing.T, h Host) {
-			put(t, h, etc+"bangerd.service", "# of another version\n\n[Service]\nUser=dev\n")
-		}, "pass", "2 unit files"},
+			put(t, h, etc+"bangerd.service", "# of another version\n\n[Service]\nUser=dev\nMemoryMax=50%\n")
+		}, "pass", "2 files"},
 		"missing": {func(t *testing.T, h Host) {
 			if err := os.Remove(h.at(etc + "bangerd.service")); err != nil {
 				t.Fatal(err)
@@ -65,6 +66,11 @@ func TestUnits(t *testing.T) {
 		"a worse one does not count": {func(t *testing.T, h Host) {
 			put(t, h, "/usr/lib/systemd/system/bangerd.service", "")
 		}, "pass", ""},
+		"writable": {func(t *testing.T, h Host) {
+			if err := os.Chmod(h.at(etc+"bangerd.service"), 0o666); err != nil {
+				t.Fatal(err)
+			}
+		}, "fail", "bangerd.service"},
 	} {
 		h := unitHost(t)
 		c.spoil(t, h)
@@ -87,6 +93,10 @@ func TestDropIns(t *testing.T) {
 	}{
 		etc + "other.service.d/x.conf":                                                {"[Service]\nUser=root\n", "pass", "none"},
 		etc + "bangerd.service.d/x.conf":                                              {"[Service]\nMemoryMax=1G\nCPUWeight = 50\n", "pass", "bangerd.service.d/x.conf: limits"},
+		etc + "bangerd.service.d/much.conf":                                           {"[Service]\nMemoryMax=5G\n", "warn", "sets MemoryMax"},
+		etc + "bangerd.service.d/remark.conf":                                         {"[Service]\n# x \\\nNoNewPrivileges=no\n", "warn", "sets NoNewPrivileges"},
+		"/etc/systemd/journald@banger.conf.d/99.conf":                                 {"[Journal]\nSystemMaxUse=1T\n", "warn", "changes the journal"},
+		etc + "systemd-journald@banger.service.d/x.conf":                              {"[Service]\nUser=dev\n", "warn", "sets User"},
 		etc + "bangerd.service.d/group.conf":                                          {"[Service]\nSupplementaryGroups=\n", "pass", "limits"},
 		etc + "bangerd.service.d/more.conf":                                           {"[Service]\nSupplementaryGroups=disk\n", "warn", "sets SupplementaryGroups"},
 		"/run/systemd/system/banger-vm-.service.d/x.conf":                             {"[Service]\nNoNewPrivileges=no\n", "warn", "sets NoNewPrivileges"},
@@ -119,18 +129,25 @@ func TestUnseenDropIns(t *testing.T) {
 }
 
 func TestTouchy(t *testing.T) {
-	got := touchy("[Service]\nUser=root\nNice=5\n\nUser=x\nSystemCallFilter=\nLimitNOFILE=5\nwhat is this\n")
+	got := touchy("[Service]\nUser=root\nNice=5\n\nUser=x\nSystemCallFilter=\nLimitNOFILE=5\nwhat is this\n", nil, 0)
 	if !slices.Equal(got, []string{"SystemCallFilter", "User", "what is this"}) {
 		t.Errorf("%q", got)
 	}
+	own := map[string]string{"TasksMax": "1024", "MemoryMax": "50%", "LimitCORE": "0", "LogRateLimitIntervalSec": "30s", "LogRateLimitBurst": "1000"}
 	for _, c := range []struct {
 		line string
 		want bool
 	}{
-		{"TasksMax=500", false}, {"TasksMax=infinity", true}, {"MemoryMax=", true}, {"MemoryMax=3G", false}, {"MemorySwapMax=0", false},
-		{"LimitCORE=0", false}, {"LimitCORE=infinity", true}, {"LimitCORE=1G", true}, {"LogRateLimitIntervalSec=0", true}, {"LogRateLimitBurst=50", false},
+		{"TasksMax=500", false}, {"TasksMax=1025", true}, {"TasksMax=4K", true}, {"TasksMax=infinity", true}, {"TasksMax=", true}, {"TasksMax=1%", true},
+		{"MemoryMax=", true}, {"MemoryMax=3G", false}, {"MemoryMax=5G", true}, {"MemoryMax=50%", false}, {"MemoryMax=49%", false},
+		{"MemoryMax=99%", true}, {"MemoryMax=nan", true}, {"MemoryMax=inf", true}, {"MemoryMax=-1", true}, {"MemoryMax=G", true},
+		{"MemorySwapMax=0", false}, {"MemorySwapMax=1K", true}, // of which nothing is known
+		{"LimitCORE=0", false}, {"LimitCORE=infinity", true}, {"LimitCORE=1G", true},
+		{"LogRateLimitIntervalSec=0", true}, {"LogRateLimitIntervalSec=1s", true}, {"LogRateLimitIntervalSec=30s", false},
+		{"LogRateLimitBurst=50", false}, {"LogRateLimitBurst=0", true}, {"LogRateLimitBurst=100000000", true},
+		{"# a remark \\\nNoNewPrivileges=no", true}, {"Nice=5 \\\n# User=root\n;User=root", false}, {"Nice=1 \\\nUser=root", false},
 	} {
-		if got := touchy("[Service]\n" + c.line + "\n"); (len(got) > 0) != c.want {
+		if got := touchy("[Service]\n"+c.line+"\n", own, 8<<30); (len(got) > 0) != c.want {
 			t.Errorf("%s: %q", c.line, got)
 		}
 	}
@@ -139,7 +156,7 @@ func TestTouchy(t *testing.T) {
 func FuzzTouchy(f *testing.F) {
 	f.Add("[Service]\nUser=root\\\n\n=x\n=")
 	f.Fuzz(func(t *testing.T, text string) {
-		if keys := touchy(text); !slices.IsSorted(keys) {
+		if keys := touchy(text, map[string]string{"MemoryMax": "1G"}, 1); !slices.IsSorted(keys) {
 			t.Errorf("%q", keys)
 		}
 	})

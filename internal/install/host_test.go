@@ -224,6 +224,7 @@ func (f *fakeHost) command(ctx context.Context, argv ...string) (string, error) 
 		set(f.enabled, verb == "systemctl enable")
 	case verb == "systemctl start", verb == "systemctl restart", verb == "systemctl stop":
 		set(f.active, verb != "systemctl stop")
+	case argv[len(argv)-1] == "forget-network":
 	case verb == "systemctl daemon-reload":
 	default:
 		return "", fmt.Errorf("unexpected command %q", argv)

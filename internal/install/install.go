@@ -18,6 +18,7 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -39,6 +40,9 @@ type Options struct {
 	// From is the directory with the programs to install; empty means where
 	// the running program lies.
 	From string
+	// Bridge and Network, as installed.Record has them; empty means those there are,
+	// or the default.
+	Bridge, Network string
 	// Out receives one line for each change.
 	Out io.Writer
 	// ImportKernel gives the daemon the host's own kernel under the name
@@ -58,7 +62,8 @@ type host struct {
 	// rootUID and rootGID are whose the system's files must be.
 	rootUID, rootGID int
 	run              runner
-	daemon           *http.Client // reaches bangerd
+	daemon           *http.Client                              // reaches bangerd
+	addresses        func() (map[string][]netip.Prefix, error) // of the host, by device; nil: it has none
 	out              io.Writer
 	now              func() time.Time
 }
@@ -73,7 +78,7 @@ func thisHost(out io.Writer) (*host, error) {
 }
 
 func realHost(out io.Writer) *host {
-	return &host{layout: paths.Here, run: runCommand, daemon: daemonClient(paths.DaemonSocket), out: out, now: time.Now}
+	return &host{layout: paths.Here, run: runCommand, daemon: daemonClient(paths.DaemonSocket), addresses: hostAddresses, out: out, now: time.Now}
 }
 
 // at returns where a path of the host really is.
@@ -114,7 +119,10 @@ func (h *host) install(ctx context.Context, o Options) (err error) {
 	if err != nil {
 		return err
 	}
-	w, err := h.want(own, ids.start, o.From)
+	if o.Bridge, o.Network, err = h.chooseNetwork(ctx, o); err != nil {
+		return err
+	}
+	w, err := h.want(own, ids.start, o)
 	if err != nil {
 		return err
 	}
@@ -122,6 +130,9 @@ func (h *host) install(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	if err := h.refuseOutdatedPackage(w.packaged); err != nil {
+		return err
+	}
+	if err := h.leaveNetwork(ctx, o.Bridge, o.Network); err != nil {
 		return err
 	}
 	changed, err := h.write(ctx, m, ids, w, own)
@@ -195,6 +206,7 @@ func (h *host) write(ctx context.Context, m *manifest, ids idChoice, w wanted, o
 	if err := h.announceDirs(m, dirs); err != nil {
 		return nil, err
 	}
+	m.Programs = h.layout.Libexec
 	m.announce(todo, w.packaged, ids.lines())
 	if err := h.saveManifest(m); err != nil {
 		return nil, err
@@ -230,11 +242,11 @@ func (h *host) write(ctx context.Context, m *manifest, ids idChoice, w wanted, o
 
 // record returns what install.toml shall say. A record that is already there
 // and says the same keeps its date.
-func (h *host) record(own owner, uidBase int, progs []file) (installed.Record, error) {
+func (h *host) record(own owner, uidBase int, progs []file, o Options) (installed.Record, error) {
 	r := installed.Record{
 		Owner: own.name, UID: own.uid, GID: own.gid,
 		UIDBase: uidBase, UIDCount: rangeCount,
-		Bridge: installed.DefaultBridge, Network: installed.DefaultNetwork,
+		Bridge: o.Bridge, Network: o.Network,
 		Firecracker: h.programPath("firecracker"), Jailer: h.programPath("jailer"),
 		Version: version.Version,
 	}
@@ -258,7 +270,6 @@ func (h *host) record(own owner, uidBase int, progs []file) (installed.Record, e
 			return r, api.Conflict("cannot install banger for %s: it is installed for %s", own.name, old.Owner).
 				WithHint("`banger system uninstall --purge` removes that installation and its VMs")
 		}
-		r.Bridge, r.Network = old.Bridge, old.Network // an administrator may have changed them
 		date := old.InstalledAt
 		if old.InstalledAt = ""; old == r {
 			r.InstalledAt = date

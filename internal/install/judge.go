@@ -8,8 +8,8 @@ import (
 	"banger/internal/version"
 )
 
-// UnitTexts are the unit files of an installation by their paths, as they were
-// written; for who compares them with what is there.
+// UnitTexts are the unit files of an installation by their paths, and the settings
+// beside them, as they were written; for who compares them with what is there.
 func UnitTexts(r installed.Record) (map[string]string, error) {
 	files, err := staticUnits(paths.Here, version.Version)
 	if err != nil {
@@ -20,7 +20,7 @@ func UnitTexts(r installed.Record) (map[string]string, error) {
 		return nil, err
 	}
 	texts := map[string]string{}
-	for _, f := range slices.Concat(files, owners) {
+	for _, f := range slices.Concat(files, owners, settings()) {
 		texts[f.path] = f.text
 	}
 	return texts, nil

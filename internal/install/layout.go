@@ -96,9 +96,19 @@ type wanted struct {
 	packaged []file
 }
 
+// settings are for others than systemd's units.
+func settings() []file {
+	return []file{
+		stamped(modulesFile, modulesText, version.Version),
+		stamped(udevFile, udevText, version.Version),
+		stamped(journalFile, journalText, version.Version),
+		stamped(paths.SysctlFile, sysctlText, version.Version),
+	}
+}
+
 // want returns every file of the installation with its wanted content.
-func (h *host) want(own owner, uidBase int, from string) (w wanted, err error) {
-	progs, err := h.programFiles(from)
+func (h *host) want(own owner, uidBase int, o Options) (w wanted, err error) {
+	progs, err := h.programFiles(o.From)
 	if err != nil {
 		return w, err
 	}
@@ -106,7 +116,7 @@ func (h *host) want(own owner, uidBase int, from string) (w wanted, err error) {
 	if err != nil {
 		return w, err
 	}
-	record, err := h.record(own, uidBase, progs)
+	record, err := h.record(own, uidBase, progs, o)
 	if err != nil {
 		return w, err
 	}
@@ -127,11 +137,7 @@ func (h *host) want(own owner, uidBase int, from string) (w wanted, err error) {
 	} else {
 		w.files = fixed
 	}
-	w.files = append(append(w.files, owners...), textFile(paths.InstallFile, text),
-		stamped(modulesFile, modulesText, version.Version),
-		stamped(udevFile, udevText, version.Version),
-		stamped(journalFile, journalText, version.Version),
-		stamped(paths.SysctlFile, sysctlText, version.Version))
+	w.files = append(append(append(w.files, owners...), textFile(paths.InstallFile, text)), settings()...)
 	if _, err := os.Lstat(h.at(paths.ConfigFile)); os.IsNotExist(err) {
 		settings, err := config.Template()
 		if err != nil {

@@ -16,6 +16,9 @@ import (
 // written before the things it names, so that none can exist unnoted. After an
 // uninstall it remains as long as something it names does.
 type manifest struct {
+	// Programs is the directory of the installation's programs: what an uninstall
+	// leaves is still of a package, or not. The package's postrm reads it.
+	Programs string `json:"programs,omitempty"`
 	// Files maps a path to the sha256 sums it may have, the newest last.
 	Files map[string][]string `json:"files"`
 	Dirs  []string            `json:"dirs"` // in the order they were made

@@ -79,7 +79,7 @@ func (h *host) stopAll(ctx context.Context, m *manifest) error {
 	for _, units := range [][]string{
 		h.present(m, guestsUnit),
 		h.present(m, "bangerd.socket", dnsSocket, "bangerd.service"),
-		{"banger-vm-*.service", "banger-fsck-*.service", "banger-kvm-*.service"},
+		{"banger-vm-*.service", "banger-fsck-*.service", "banger-kvm-host.service"},
 		h.present(m, "banger-helper.socket", "banger-helper.service"),
 		h.present(m, "banger.slice"),
 		{"systemd-journald@banger.service", "systemd-journald@banger.socket", "systemd-journald-varlink@banger.socket"},
@@ -138,11 +138,19 @@ func (h *host) matching(ctx context.Context, patterns ...string) (running []stri
 		return nil, fmt.Errorf("cannot list units: %w", err)
 	}
 	for line := range strings.Lines(out) {
-		if fields := strings.Fields(line); len(fields) > 0 {
+		if fields := strings.Fields(line); len(fields) > 0 && isOurUnit(fields[0]) {
 			running = append(running, fields[0])
 		}
 	}
 	return running, nil
+}
+
+// ofVM are the units that the helper has systemd make. Others may have a name like
+// them.
+var ofVM = regexp.MustCompile(`^banger-(vm|fsck)-[0-9a-f]{12}\.service$`)
+
+func isOurUnit(name string) bool {
+	return ofVM.MatchString(name) || !strings.HasPrefix(name, "banger-vm-") && !strings.HasPrefix(name, "banger-fsck-")
 }
 
 // present returns those units whose files are ours, or our package's, and there.

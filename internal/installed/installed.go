@@ -118,12 +118,17 @@ func (r Record) validate() error {
 	case !strings.HasPrefix(r.Firecracker, "/") || !strings.HasPrefix(r.Jailer, "/"):
 		return fmt.Errorf("firecracker and jailer must be absolute paths")
 	}
-	if !bridgeName(r.Bridge) {
-		return fmt.Errorf("bridge %q is not a name of 1 to 15 characters a-z, 0-9 and '-'", r.Bridge)
+	return CheckNetwork(r.Bridge, r.Network)
+}
+
+// CheckNetwork says what is wrong with a record's bridge and network.
+func CheckNetwork(bridge, network string) error {
+	if !bridgeName(bridge) {
+		return fmt.Errorf("bridge %q is not a name of 1 to 15 characters a-z, 0-9 and '-'", bridge)
 	}
-	prefix, err := netip.ParsePrefix(r.Network)
+	prefix, err := netip.ParsePrefix(network)
 	if err != nil || !prefix.Addr().Is4() || prefix.Bits() < 8 || prefix.Bits() > 28 || prefix.Masked().Addr().Next() != prefix.Addr() {
-		return fmt.Errorf("network %q is not the first address of an IPv4 network with 8 to 28 bits, as in %s", r.Network, DefaultNetwork)
+		return fmt.Errorf("network %q is not the first address of an IPv4 network with 8 to 28 bits, as in %s", network, DefaultNetwork)
 	}
 	return nil
 }

@@ -155,6 +155,7 @@ func TestPackageFromFirstToLastDay(t *testing.T) {
 	// The lab comes with banger as `make build` and `system install` bring it.
 	local := filepath.Join(paths.Local.Bin, "banger")
 	if _, err := os.Stat(local); err == nil {
+		keepsWhatIsNotThePackages(t, local)
 		must(t, local, "system", "uninstall", "--purge", "--force")
 	}
 	plain := files(t)
@@ -255,6 +256,23 @@ func TestPackageFromFirstToLastDay(t *testing.T) {
 	if err := systemdIsWell(t); err != nil {
 		t.Error(err)
 	}
+}
+
+// keepsWhatIsNotThePackages purges a package that was never used, on a host where an
+// installation of other programs was uninstalled and left its VMs.
+func keepsWhatIsNotThePackages(t *testing.T, local string) {
+	t.Helper()
+	programs := t.TempDir()
+	for _, path := range append(host.Glob(t, paths.Local.Libexec+"/*"), local) {
+		must(t, "cp", path, programs)
+	}
+	must(t, local, "system", "uninstall", "--force")
+	must(t, "dpkg", "-i", packages+"/1.deb")
+	must(t, "dpkg", "-P", "banger")
+	if _, err := os.Stat(paths.StateDir + "/banger.db"); err != nil {
+		t.Errorf("the package's purge took another installation's data: %v", err)
+	}
+	must(t, programs+"/banger", "system", "install", "--owner", owner)
 }
 
 // systemdIsWell tells of units that the package's end broke.

@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -21,8 +20,9 @@ import (
 
 // Limits of the blob store, which holds kernels and initrds.
 const (
-	maxBlob  = 1 << 30
-	maxBlobs = 16 << 30
+	maxBlob      = 1 << 30
+	maxBlobs     = 16 << 30
+	maxBlobCount = 4096
 )
 
 // putBlob copies a file of the owner to a root-owned one and names the copy
@@ -43,13 +43,13 @@ func (s *Server) putBlob(ctx context.Context, r helper.BlobPutRequest) (helper.B
 	case <-ctx.Done():
 		return helper.Blob{}, ctx.Err()
 	}
-	used, err := s.blobsUsed()
+	count, used, err := s.blobsUsed()
 	if err != nil {
 		return helper.Blob{}, err
 	}
-	if used+st.Size > maxBlobs {
+	if used+st.Size > maxBlobs || count >= maxBlobCount {
 		return helper.Blob{}, api.Problemf(http.StatusInsufficientStorage, api.CodeNoSpace,
-			"blob store is full: %d of %d bytes", used, int64(maxBlobs)).WithHint("delete kernels that are not needed")
+			"blob store is full: %d of %d bytes, %d of %d files", used, int64(maxBlobs), count, maxBlobCount).WithHint("delete kernels that are not needed")
 	}
 	blob, err := s.storeBlob(src, st.Size)
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
@@ -61,57 +61,19 @@ func (s *Server) putBlob(ctx context.Context, r helper.BlobPutRequest) (helper.B
 	return blob, nil
 }
 
-// gcBlobs removes blobs nobody wants. One that is linked into a jail stays: its
-// VM may be started again by a bangerd that knows it.
-func (s *Server) gcBlobs(ctx context.Context, r helper.BlobGCRequest) (helper.Empty, error) {
-	if r.Keep == nil { // an empty request must not mean "remove all"
-		return helper.Empty{}, api.BadRequest("keep is missing")
-	}
-	for _, sum := range r.Keep {
-		if !isSHA256(sum) {
-			return helper.Empty{}, api.BadRequest("%.80q is not a sha256", sum)
-		}
-	}
-	select {
-	case s.blobTurn <- struct{}{}:
-		defer func() { <-s.blobTurn }()
-	case <-ctx.Done():
-		return helper.Empty{}, ctx.Err()
-	}
+func (s *Server) blobsUsed() (count int, sum int64, err error) {
 	entries, err := os.ReadDir(s.places.Blobs)
 	if err != nil {
-		return helper.Empty{}, fmt.Errorf("cannot read blob store: %w", err)
+		return 0, 0, fmt.Errorf("cannot read blob store: %w", err)
 	}
-	for _, e := range entries {
-		var st unix.Stat_t
-		path := filepath.Join(s.places.Blobs, e.Name())
-		if err := unix.Lstat(path, &st); err != nil {
-			return helper.Empty{}, fmt.Errorf("cannot read blob store: %w", err)
-		}
-		if st.Nlink > 1 || slices.Contains(r.Keep, e.Name()) || !isSHA256(e.Name()) {
-			continue
-		}
-		if err := os.Remove(path); err != nil {
-			return helper.Empty{}, fmt.Errorf("cannot remove blob: %w", err)
-		}
-	}
-	return helper.Empty{}, nil
-}
-
-func (s *Server) blobsUsed() (int64, error) {
-	entries, err := os.ReadDir(s.places.Blobs)
-	if err != nil {
-		return 0, fmt.Errorf("cannot read blob store: %w", err)
-	}
-	var sum int64
 	for _, e := range entries {
 		info, err := e.Info()
 		if err != nil {
-			return 0, fmt.Errorf("cannot read blob store: %w", err)
+			return 0, 0, fmt.Errorf("cannot read blob store: %w", err)
 		}
 		sum += info.Size()
 	}
-	return sum, nil
+	return len(entries), sum, nil
 }
 
 // storeBlob works on a file without a name until it is complete, so an

@@ -20,6 +20,7 @@ type link struct {
 	up     bool
 	kind   string // "bridge", "tun", …
 	mac    net.HardwareAddr
+	alias  string
 	master int32 // index of its bridge, 0 without
 }
 
@@ -55,11 +56,20 @@ func parseLink(r reply) (l link, name string, ok bool) {
 		up:    binary.NativeEndian.Uint32(r.body[8:])&unix.IFF_UP != 0,
 		kind:  findText(b, unix.IFLA_LINKINFO, unix.IFLA_INFO_KIND),
 		mac:   bytes.Clone(find(b, unix.IFLA_ADDRESS)),
+		alias: findText(b, unix.IFLA_IFALIAS),
 	}
 	if m := find(b, unix.IFLA_MASTER); len(m) == 4 {
 		l.master = int32(binary.NativeEndian.Uint32(m))
 	}
 	return l, findText(b, unix.IFLA_IFNAME), true
+}
+
+// bridgeAlias marks a bridge that banger made.
+const bridgeAlias = "banger"
+
+// isOurs holds for a bridge that was marked, or was about to be.
+func (l link) isOurs(mac net.HardwareAddr) bool {
+	return l.kind == "bridge" && (l.alias == bridgeAlias || bytes.Equal(l.mac, mac))
 }
 
 // ensureBridge makes the bridge, or mends it, and returns it. Its MAC is set,
@@ -77,15 +87,16 @@ func ensureBridge(r installed.Record) (link, error) {
 	if err != nil {
 		return link{}, err
 	}
-	if l.kind != "bridge" {
-		return link{}, api.Conflict("network device %s is no bridge (%s)", r.Bridge, l.kind).
-			WithHint("give it another name, or banger another bridge: `banger system install --bridge NAME`")
+	if !l.isOurs(mac) {
+		return link{}, api.Conflict("network device %s was not made by banger", r.Bridge).
+			WithHint("remove or rename it, or give banger another name: `sudo banger system install --bridge NAME`")
 	}
 	if err := addAddress(l.index, prefix); err != nil {
 		return link{}, fmt.Errorf("cannot give %s the address %s: %w", r.Bridge, prefix, err)
 	}
-	if !l.up || !bytes.Equal(l.mac, mac) {
-		err := routeChange(unix.RTM_NEWLINK, unix.NLM_F_ACK, linkHeader(l.index, unix.IFF_UP, unix.IFF_UP), attr(unix.IFLA_ADDRESS, mac))
+	if !l.up || !bytes.Equal(l.mac, mac) || l.alias != bridgeAlias {
+		err := routeChange(unix.RTM_NEWLINK, unix.NLM_F_ACK, linkHeader(l.index, unix.IFF_UP, unix.IFF_UP),
+			attr(unix.IFLA_ADDRESS, mac), attr(unix.IFLA_IFALIAS, []byte(bridgeAlias)))
 		if err != nil {
 			return link{}, fmt.Errorf("cannot set up %s: %w", r.Bridge, err)
 		}

@@ -30,33 +30,18 @@ func (s *Server) cleanup(ctx context.Context, r helper.VMRequest) (helper.Empty,
 		return helper.Empty{}, err
 	}
 	defer leave()
-	if err := s.requireOver(ctx, r.ID); err != nil {
-		return helper.Empty{}, err
-	}
-	if err := s.endCheck(ctx, r.ID); err != nil {
-		return helper.Empty{}, err
-	}
-	return helper.Empty{}, errors.Join(s.dropNetNS(r.ID), s.places.clean(ctx, r.ID))
+	return helper.Empty{}, s.cleanEnded(ctx, r.ID)
 }
 
-// release also cleans, so that no device or file of the old VM is left when
-// its uid is given to another.
-func (s *Server) release(ctx context.Context, r helper.VMRequest) (helper.Empty, error) {
-	if _, err := s.cleanup(ctx, r); err != nil {
-		return helper.Empty{}, err
+// cleanEnded is for who is in the VM's gate.
+func (s *Server) cleanEnded(ctx context.Context, id string) error {
+	if err := s.requireOver(ctx, id); err != nil {
+		return err
 	}
-	leave, err := s.gates.enter(ctx, r.ID)
-	if err != nil {
-		return helper.Empty{}, err
+	if err := s.endCheck(ctx, id); err != nil {
+		return err
 	}
-	defer leave()
-	if err := s.requireOver(ctx, r.ID); err != nil { // launched again meanwhile
-		return helper.Empty{}, err
-	}
-	if err := s.places.forgetExit(r.ID); err != nil {
-		return helper.Empty{}, err
-	}
-	return helper.Empty{}, s.slots.release(r.ID)
+	return errors.Join(s.dropNetNS(id), s.places.clean(ctx, id))
 }
 
 // requireOver refuses while the VM's unit lives, and waits for one that is

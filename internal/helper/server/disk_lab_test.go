@@ -447,6 +447,16 @@ func TestLabFsckHasNoRights(t *testing.T) {
 			t.Errorf("it sees %s", path)
 		}
 	}
+	// What PrivateDevices= takes over from the host, and what would outlive the check.
+	entries, err := os.ReadDir(proc + "root/dev")
+	l.must(err)
+	for _, e := range entries {
+		info, err := os.Stat(proc + "root/dev/" + e.Name())
+		if err == nil && info.Mode().Perm()&0o022 != 0 && (info.IsDir() || e.Name() == "ptmx") {
+			t.Errorf("it may use /dev/%s: %v", e.Name(), info.Mode())
+		}
+	}
+	t.Logf("its devices: %q", entries)
 	cancel()
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)

@@ -149,12 +149,20 @@ func TestPutBlobLimits(t *testing.T) {
 	if _, err := s.storeBlob(grown, 5); problem(err) != api.CodeBadRequest {
 		t.Errorf("grown meanwhile: %v", err)
 	}
+	for i := range maxBlobCount {
+		write(t, filepath.Join(s.places.Blobs, fmt.Sprintf("%064x", i)), "x")
+	}
+	write(t, filepath.Join(s.places.State, "small"), "x")
+	if _, err := s.putBlob(t.Context(), helper.BlobPutRequest{Path: "small"}); problem(err) != api.CodeNoSpace {
+		t.Errorf("too many: %v", err)
+	}
+	must(t, os.RemoveAll(s.places.Blobs))
+	must(t, os.Mkdir(s.places.Blobs, 0o700))
 	full := filepath.Join(s.places.Blobs, strings.Repeat("0", 64))
 	write(t, full, "x")
 	if err := os.Truncate(full, maxBlobs); err != nil {
 		t.Fatal(err)
 	}
-	write(t, filepath.Join(s.places.State, "small"), "x")
 	if _, err := s.putBlob(t.Context(), helper.BlobPutRequest{Path: "small"}); problem(err) != api.CodeNoSpace {
 		t.Errorf("over the quota: %v", err)
 	}

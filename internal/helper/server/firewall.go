@@ -12,6 +12,8 @@ import (
 
 	"github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
+
+	"banger/internal/installed"
 )
 
 // A packet has to please every firewall on its way: what another one drops, our
@@ -141,26 +143,63 @@ func (n *network) scan(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	warnings, err := n.judge(ctx, chains)
+	warnings, r, err := n.judge(chains)
 	if err != nil {
 		return err
 	}
+	told, err := n.tell(ctx, r)
+	if err != nil {
+		return err
+	}
+	warnings = append(told, warnings...)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.scanned, n.warnings = gen, warnings
 	return nil
 }
 
-func (n *network) judge(ctx context.Context, chains []chain) (warnings []string, err error) {
+// remedy is what others can be told of our bridge.
+type remedy struct {
+	firewalld bool
+	docker    []string // tables
+}
+
+// tell does it. What it could not do, a person may.
+func (n *network) tell(ctx context.Context, r remedy) (warnings []string, err error) {
+	if r.firewalld {
+		if err := n.tellFirewalld(ctx); err != nil {
+			warnings = append(warnings, fmt.Sprintf("firewalld drops what guests send (%v): `firewall-cmd --permanent --zone=trusted --add-interface=%s && firewall-cmd --reload`", err, n.record.Bridge))
+		}
+	}
+	for _, table := range r.docker {
+		if err := n.tellDocker(ctx, table); err != nil {
+			return warnings, err
+		}
+	}
+	return warnings, nil
+}
+
+// look is scan for who only asks: it changes nothing.
+func (n *network) look(chains []chain) ([]string, error) {
+	gen, err := generation()
+	if err != nil {
+		return nil, err
+	}
+	n.mu.Lock()
+	known, warnings := gen == n.scanned, n.warnings
+	n.mu.Unlock()
+	if !known {
+		warnings, _, err = n.judge(chains)
+	}
+	return warnings, err
+}
+
+func (n *network) judge(chains []chain) (warnings []string, r remedy, err error) {
 	bridge := n.record.Bridge
 	has := func(table, name string) bool {
 		return slices.ContainsFunc(chains, func(c chain) bool { return c.table == table && c.name == name })
 	}
-	if has("firewalld", "filter_FORWARD") {
-		if err := n.tellFirewalld(ctx); err != nil {
-			warnings = append(warnings, fmt.Sprintf("firewalld drops what guests send (%v): `firewall-cmd --permanent --zone=trusted --add-interface=%s && firewall-cmd --reload`", err, bridge))
-		}
-	}
+	r.firewalld = has("firewalld", "filter_FORWARD")
 	for _, c := range chains {
 		if !c.drops || c.table == tableName || c.family != unix.NFPROTO_IPV4 && c.family != unix.NFPROTO_INET {
 			continue
@@ -169,12 +208,10 @@ func (n *network) judge(ctx context.Context, chains []chain) (warnings []string,
 		rules, err := listRules(c.family, c.table)
 		switch {
 		case err != nil:
-			return nil, err
+			return nil, r, err
 		case cared(c, chains, rules, bridge):
 		case docker:
-			if err := n.tellDocker(ctx, c.table); err != nil {
-				return nil, err
-			}
+			r.docker = append(r.docker, c.table)
 		case c.hook == hookForward && has(c.table, "ufw-user-forward"):
 			warnings = append(warnings, fmt.Sprintf("ufw drops what guests with NAT send: `ufw route allow in on %s && ufw route allow out on %s`", bridge, bridge))
 		case c.hook == hookInput && has(c.table, "ufw-user-input"):
@@ -191,7 +228,7 @@ func (n *network) judge(ctx context.Context, chains []chain) (warnings []string,
 	if raw, err := os.ReadFile("/proc/net/ip_tables_names"); err == nil && slices.Contains(strings.Fields(string(raw)), "filter") {
 		warnings = append(warnings, fmt.Sprintf("there are rules of iptables-legacy, which banger cannot see: if guests with NAT reach nothing, `iptables-legacy -I FORWARD -i %s -j ACCEPT` and the same with -o", bridge))
 	}
-	return warnings, nil
+	return warnings, r, nil
 }
 
 // dockerChain is the one that Docker keeps for rules of others, see its manual.
@@ -233,32 +270,49 @@ func forgetDocker() (err error) {
 	return err
 }
 
-// tellFirewalld puts the bridge into the zone that accepts all, unless somebody
-// put it into one. Our own rules say what guests may.
-func (n *network) tellFirewalld(ctx context.Context) error {
+// openZone is firewalld's that accepts all. Our own rules say what guests may.
+const openZone = "trusted"
+
+// firewalldZone calls a method of its interface for zones.
+func (n *network) firewalldZone(ctx context.Context, method string, args ...any) *dbus.Call {
+	const name, path = "org.fedoraproject.FirewallD1", "/org/fedoraproject/FirewallD1"
 	conn, err := n.bus.get(ctx)
 	if err != nil {
-		return err
+		return &dbus.Call{Err: err}
 	}
-	o := conn.Object("org.fedoraproject.FirewallD1", "/org/fedoraproject/FirewallD1")
+	return conn.Object(name, path).CallWithContext(ctx, name+".zone."+method, dbus.FlagNoAutoStart, args...)
+}
+
+// tellFirewalld puts the bridge into that zone, unless somebody put it into one.
+func (n *network) tellFirewalld(ctx context.Context) error {
 	var zone string
-	if err := o.CallWithContext(ctx, "org.fedoraproject.FirewallD1.zone.getZoneOfInterface", dbus.FlagNoAutoStart, n.record.Bridge).Store(&zone); err != nil || zone != "" {
+	if err := n.firewalldZone(ctx, "getZoneOfInterface", n.record.Bridge).Store(&zone); err != nil || zone != "" {
 		return err
 	}
-	return o.CallWithContext(ctx, "org.fedoraproject.FirewallD1.zone.addInterface", dbus.FlagNoAutoStart, "trusted", n.record.Bridge).Err
+	return n.firewalldZone(ctx, "addInterface", openZone, n.record.Bridge).Err
+}
+
+// forgetFirewalld takes it out again: another device may get the name.
+func (n *network) forgetFirewalld(ctx context.Context) error {
+	var zone string
+	if err := n.firewalldZone(ctx, "getZoneOfInterface", n.record.Bridge).Store(&zone); err != nil || zone != openZone {
+		return nil // it does not run, or knows nothing of the bridge
+	}
+	return n.firewalldZone(ctx, "removeInterface", openZone, n.record.Bridge).Err
 }
 
 // ForgetNetwork removes bridge and rules when banger is uninstalled.
-func ForgetNetwork(bridge string) error {
-	err := forgetDocker()
+func ForgetNetwork(ctx context.Context, r installed.Record) error {
+	n := &network{record: r, bus: &systemBus{}}
+	err := errors.Join(forgetDocker(), n.forgetFirewalld(ctx))
 	for _, family := range tableFamilies {
 		one := transact(nftMessage(unix.NFT_MSG_DELTABLE, unix.NLM_F_ACK, family, attr(unix.NFTA_TABLE_NAME, cString(tableName))))
 		if one != nil && !errors.Is(one, unix.ENOENT) {
 			err = errors.Join(err, fmt.Errorf("cannot remove the firewall rules: %w", one))
 		}
 	}
-	l, one := linkByName(bridge)
-	if one == nil && l.kind == "bridge" {
+	l, one := linkByName(r.Bridge)
+	if one == nil && l.isOurs(installed.GuestMAC(r.Gateway())) {
 		one = routeChange(unix.RTM_DELLINK, unix.NLM_F_ACK, linkHeader(l.index, 0, 0))
 	}
 	return errors.Join(err, ignoreNoDevice(one))

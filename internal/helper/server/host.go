@@ -35,7 +35,7 @@ func (s *Server) hostCheck(ctx context.Context, _ helper.Empty) (helper.HostFact
 	f.NFT = words(err)
 	if chains, err := listChains(); err != nil {
 		f.NFT = words(errors.Join(errors.New(f.NFT), err))
-	} else if f.Firewall, err = s.net.judge(ctx, chains); err != nil {
+	} else if f.Firewall, err = s.net.look(chains); err != nil {
 		return f, err
 	}
 	f.Tree = words(s.places.checkTree())

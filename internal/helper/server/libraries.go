@@ -1,10 +1,11 @@
 package server
 
 import (
-	"encoding/binary"
+	"debug/elf"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 )
 
 // libraries are what a Firecracker that is not static needs of the host. It sees
@@ -44,40 +45,15 @@ func makeMountPoints(root string, dirs []string) error {
 	return nil
 }
 
-// Offsets and values of a 64-bit ELF, see elf(5).
-const (
-	elfHeaderSize  = 64
-	elfProgOffset  = 32 // e_phoff
-	elfProgSize    = 54 // e_phentsize
-	elfProgCount   = 56 // e_phnum
-	elfInterpreter = 3  // PT_INTERP
-	maxELFProgs    = 128
-)
-
 // hasInterpreter tells whether a program names one that loads it, the dynamic
-// linker. (debug/elf would bring DWARF and zlib into the helper.)
+// linker.
 func hasInterpreter(r io.ReaderAt) (bool, error) {
-	var head [elfHeaderSize]byte
-	if _, err := r.ReadAt(head[:], 0); err != nil {
-		return false, fmt.Errorf("cannot read its header: %w", err)
+	program, err := elf.NewFile(r)
+	if err != nil {
+		return false, err
 	}
-	if string(head[:6]) != "\x7fELF\x02\x01" { // 64 bits, little endian
-		return false, errors.New("it is no program for this machine")
+	if program.Machine != elf.EM_X86_64 {
+		return false, fmt.Errorf("it is for another machine (%s)", program.Machine)
 	}
-	offset := binary.LittleEndian.Uint64(head[elfProgOffset:])
-	size := binary.LittleEndian.Uint16(head[elfProgSize:])
-	count := binary.LittleEndian.Uint16(head[elfProgCount:])
-	if size < 4 || count > maxELFProgs || offset > 1<<32 {
-		return false, errors.New("its header is damaged")
-	}
-	for i := range int64(count) {
-		var kind [4]byte
-		if _, err := r.ReadAt(kind[:], int64(offset)+i*int64(size)); err != nil {
-			return false, fmt.Errorf("cannot read its program headers: %w", err)
-		}
-		if binary.LittleEndian.Uint32(kind[:]) == elfInterpreter {
-			return true, nil
-		}
-	}
-	return false, nil
+	return slices.ContainsFunc(program.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP }), nil
 }

@@ -2,36 +2,35 @@ package server
 
 import (
 	"bytes"
+	"debug/elf"
 	"encoding/binary"
 	"os"
 	"testing"
 )
 
 func TestHasInterpreter(t *testing.T) {
-	program := func(kinds ...uint32) []byte {
-		b := make([]byte, elfHeaderSize)
-		copy(b, "\x7fELF\x02\x01")
-		binary.LittleEndian.PutUint64(b[elfProgOffset:], elfHeaderSize)
-		binary.LittleEndian.PutUint16(b[elfProgSize:], 56)
-		binary.LittleEndian.PutUint16(b[elfProgCount:], uint16(len(kinds)))
+	program := func(machine elf.Machine, kinds ...elf.ProgType) []byte {
+		head := elf.Header64{Ident: [elf.EI_NIDENT]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)},
+			Type: uint16(elf.ET_EXEC), Machine: uint16(machine), Version: uint32(elf.EV_CURRENT), Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: uint16(len(kinds))}
+		var b bytes.Buffer
+		must(t, binary.Write(&b, binary.LittleEndian, head))
 		for _, k := range kinds {
-			b = append(binary.LittleEndian.AppendUint32(b, k), make([]byte, 52)...)
+			must(t, binary.Write(&b, binary.LittleEndian, elf.Prog64{Type: uint32(k)}))
 		}
-		return b
+		return b.Bytes()
 	}
+	load, dynamic := elf.PT_LOAD, elf.PT_INTERP
 	for name, tt := range map[string]struct {
 		file []byte
 		want bool
 		bad  bool
 	}{
-		"static":      {program(1, 1, 2, 4), false, false},
-		"dynamic":     {program(6, elfInterpreter, 1, 2), true, false},
-		"cut":         {program(1, 1)[:elfHeaderSize+40], false, true},
-		"a script":    {[]byte("#!/bin/sh\n" + string(make([]byte, 100))), false, true},
-		"empty":       {nil, false, true},
-		"many":        {program(make([]uint32, maxELFProgs+1)...), false, true},
-		"far away":    {append(program(1)[:elfProgOffset], bytes.Repeat([]byte{0xff}, 40)...), false, true},
-		"other class": {append([]byte("\x7fELF\x01\x01"), make([]byte, 100)...), false, true},
+		"static":          {program(elf.EM_X86_64, load, load, elf.PT_NOTE), false, false},
+		"dynamic":         {program(elf.EM_X86_64, load, dynamic, load), true, false},
+		"another machine": {program(elf.EM_AARCH64, load, dynamic), false, true},
+		"cut":             {program(elf.EM_X86_64, load, load)[:100], false, true},
+		"a script":        {[]byte("#!/bin/sh\n" + string(make([]byte, 100))), false, true},
+		"empty":           {nil, false, true},
 	} {
 		got, err := hasInterpreter(bytes.NewReader(tt.file))
 		if got != tt.want || (err != nil) != tt.bad {

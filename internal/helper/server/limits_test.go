@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"banger/internal/jsonhttp"
 )
 
@@ -116,6 +118,23 @@ func TestRefusedAtTheDoorIsLogged(t *testing.T) {
 		}
 	case <-time.After(10 * time.Second):
 		t.Error("nothing was logged")
+	}
+}
+
+// Who is refused at the door, or for a body that is none, waits for his turn as others
+// do: the log would be full of him.
+func TestRefusalsArePaced(t *testing.T) {
+	s, _ := testServer(t)
+	s.pace = rate.NewLimiter(rate.Every(time.Hour), 1)
+	srv, _ := s.httpServer(nil)
+	for i, want := range []int{http.StatusForbidden, http.StatusInternalServerError} {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		w := httptest.NewRecorder()
+		srv.Handler.ServeHTTP(w, httptest.NewRequestWithContext(ctx, http.MethodPost, "/v1/vm.kill", nil))
+		cancel()
+		if w.Code != want {
+			t.Errorf("request %d: status %d, %s", i, w.Code, w.Body)
+		}
 	}
 }
 

@@ -64,12 +64,18 @@ func (g *gates) enter(ctx context.Context, id string) (leave func(), err error) 
 	}
 }
 
-// hold enters the gate of a VM that has a slot. The caller must call leave.
+// hold enters the gate of a VM that has a slot, which stays its own until leave: what
+// was looked up before may be another VM's by the time the gate opens. The caller must
+// call leave.
 func (s *Server) hold(ctx context.Context, id string) (slot helper.Slot, leave func(), err error) {
-	if slot, err = s.slots.lookup(id); err == nil {
-		leave, err = s.gates.enter(ctx, id)
+	if leave, err = s.gates.enter(ctx, id); err != nil {
+		return slot, nil, err
 	}
-	return slot, leave, err
+	if slot, err = s.slots.lookup(id); err != nil {
+		leave()
+		return slot, nil, err
+	}
+	return slot, leave, nil
 }
 
 // lock takes the lock file called name, shared with other processes. It is

@@ -16,7 +16,6 @@ import (
 	"banger/internal/fault"
 	"banger/internal/helper"
 	"banger/internal/installed"
-	"banger/internal/paths"
 )
 
 // network is the bridge and the rules. Who changes them holds the file lock
@@ -296,84 +295,4 @@ func ignoreNoDevice(err error) error {
 
 func noRoom(r installed.Record) error {
 	return api.Conflict("network %s has no address left for another VM", r.Network).WithHint("delete a VM")
-}
-
-const maxGuests = 4096 // of one request
-
-// checkGuests looks at everything a caller said before anything is done.
-func (s *Server) checkGuests(r helper.NetworkRequest) (out ports, err error) {
-	if len(r.Guests) > maxGuests {
-		return nil, api.BadRequest("%d guests are more than %d", len(r.Guests), maxGuests)
-	}
-	slots, err := s.slots.read()
-	if err != nil {
-		return nil, err
-	}
-	out = ports{}
-	nat := false
-	for _, g := range r.Guests {
-		if err := checkID(g.ID); err != nil {
-			return nil, err
-		}
-		if _, again := out[g.ID]; again {
-			return nil, api.BadRequest("VM %s is there twice", g.ID)
-		}
-		if g.Group != "" && !isGroup(g.Group) {
-			return nil, api.BadRequest("network %.80q is not 1 to 63 of a-z, 0-9 and hyphens between them", g.Group)
-		}
-		slot, err := s.slots.find(slots, g.ID)
-		if err != nil {
-			return nil, err
-		}
-		address, ok := s.record.GuestAddress(slot.Slot)
-		if !ok {
-			return nil, noRoom(s.record)
-		}
-		out[g.ID] = port{Address: address.Addr(), NAT: g.NAT, Group: g.Group}
-		nat = nat || g.NAT
-	}
-	if nat && !r.Whole { // those run already, and the others' policies must not wait for them
-		return out, helper.CheckForwarding(paths.ForwardSwitch)
-	}
-	return out, nil
-}
-
-// applyNetwork is the verb. What a guest may holds from the launch of the VM
-// to its end: without a jail there is nothing that could be allowed anything.
-func (s *Server) applyNetwork(ctx context.Context, r helper.NetworkRequest) (helper.Empty, error) {
-	guests, err := s.checkGuests(r)
-	if err != nil {
-		return helper.Empty{}, err
-	}
-	err = s.net.update(ctx, func(t ports) error {
-		before := maps.Clone(t)
-		if r.Whole {
-			maps.DeleteFunc(t, func(id string, _ port) bool { return !s.places.hasJail(id) })
-			for id, p := range t {
-				t[id] = port{Address: p.Address, Pinned: p.Pinned}
-			}
-		}
-		for id, g := range guests {
-			if !s.places.hasJail(id) {
-				if r.Whole { // it ended meanwhile
-					continue
-				}
-				return api.Conflict("VM %s is not running", id).WithHint("call vm.launch first")
-			}
-			g.Pinned = before[id].Pinned
-			if g.Group == before[id].Group {
-				g.Mark = before[id].Mark
-			}
-			t[id] = g
-		}
-		return nil
-	})
-	if err == nil && r.Whole {
-		// Ports are joined again; rules that are known to be whole are not loaded.
-		s.net.mu.Lock()
-		s.net.loose = true
-		s.net.mu.Unlock()
-		_, err = s.ensureBridge(ctx, helper.Empty{})
-	}
-	return helper.Empty{}, err
 }

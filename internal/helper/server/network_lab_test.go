@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -21,6 +22,7 @@ import (
 
 	"banger/api"
 	"banger/internal/helper"
+	"banger/internal/installed"
 	"banger/internal/paths"
 )
 
@@ -489,4 +491,30 @@ func TestLabNamespaceOutlivesTheHelper(t *testing.T) {
 	ears := newCapture(t, g.record.Bridge)
 	g.send(g.toHost(53, "right"))
 	ears.await(t, "right")
+}
+
+// A bridge that somebody else made is neither taken over nor, later, removed.
+func TestLabForeignBridgeIsKept(t *testing.T) {
+	l := newLife(t)
+	const name = "br-foreign"
+	theirs := net.HardwareAddr{2, 1, 2, 3, 4, 5}
+	l.must(routeChange(unix.RTM_NEWLINK, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL, linkHeader(0, 0, 0), attr(unix.IFLA_IFNAME, cString(name)),
+		attr(unix.IFLA_ADDRESS, theirs), nested(unix.IFLA_LINKINFO, attr(unix.IFLA_INFO_KIND, cString("bridge")))))
+	before, err := linkByName(name)
+	l.must(err)
+	defer func() { l.must(routeChange(unix.RTM_DELLINK, unix.NLM_F_ACK, linkHeader(before.index, 0, 0))) }()
+	record := l.record
+	record.Bridge, record.Network = name, "10.213.77.1/24"
+	if _, err := ensureBridge(record); code(err) != api.CodeConflict {
+		t.Errorf("got %v", err)
+	}
+	after, err := linkByName(name)
+	if l.must(err); !reflect.DeepEqual(before, after) || after.isOurs(installed.GuestMAC(record.Gateway())) {
+		t.Errorf("it was %+v and is %+v", before, after)
+	}
+	_, err = l.c.EnsureBridge(t.Context())
+	l.must(err)
+	if own, err := linkByName(l.record.Bridge); err != nil || own.alias != bridgeAlias {
+		t.Errorf("ours is %+v, %v", own, err)
+	}
 }

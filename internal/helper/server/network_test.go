@@ -308,13 +308,16 @@ func TestBridgeIsCaredFor(t *testing.T) {
 
 func TestJudgeOtherFirewalls(t *testing.T) {
 	n := &network{record: testRecord()}
-	w, err := n.judge(t.Context(), []chain{
+	w, r, err := n.judge([]chain{
 		{unix.NFPROTO_INET, "banger", "input", hookInput, true},
 		{unix.NFPROTO_IPV6, "filter", "FORWARD", hookForward, true},
 		{unix.NFPROTO_IPV4, "filter", "FORWARD", hookForward, false},
 	})
-	if err != nil {
-		t.Fatal(err)
+	if err != nil || r.firewalld || len(r.docker) > 0 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	if _, r, err := n.judge([]chain{{unix.NFPROTO_INET, "firewalld", "filter_FORWARD", hookForward, false}}); err != nil || !r.firewalld {
+		t.Errorf("firewalld: %+v, %v", r, err)
 	}
 	for _, s := range w {
 		if !strings.Contains(s, "iptables-legacy") { // this host's own

@@ -20,6 +20,38 @@ const (
 	kvmDropIn  = "banger-kvm-.service.d/10-banger.conf"
 )
 
+// verbTexts say what each verb does, in whole sentences, and what it touches.
+var verbTexts = map[string]struct{ does, touches string }{
+	"vm.reserve": {"Gives the VM a slot, from which its uid and address follow, or tells the one it has.",
+		"the registry of slots"},
+	"vm.release": {"Cleans up like vm.cleanup, then frees the slot. Refused while the VM's unit lives.",
+		"the registry of slots, the VM's exit record, and what vm.cleanup touches"},
+	"vm.attach": {"Makes the VM's disks of files: base and overlay give the root disk, work the work disk. The paths are below the owner's state directory, regular files of the owner, reached through no symlink and opened once.",
+		"free loop devices, the device-mapper devices fc-rootfs-ID and fc-work-ID"},
+	"vm.grow": {"Makes the VM's work disk as large as its file has become.",
+		"the loop device and the device-mapper device of that disk"},
+	"vm.fsck": {"Has e2fsck look at a disk of a VM that does not run, as the VM's uid, in a unit without rights; see the unit banger-fsck-ID.service below.",
+		"the VM's jail directory, a node of the one disk in it, the unit"},
+	"vm.launch": {"Makes the jail with kernel, initrd and disk nodes, an empty network namespace with one tap, and starts the VM's unit. Kernel and initrd are named by sha256. Refused if there is a jail, or if the VM has a unit.",
+		"the VM's jail directory, its unit, its namespace; the API socket's rights, for the owner"},
+	"vm.handover": {"Takes the directories of its jail from the VMM, which has bound its sockets; pins the guest's MAC and address to its port, then moves the tap to the bridge; disks are set to vanish with Firecracker.",
+		"owner and rights of what the VMM made in its jail, the sockets' rights; the tap, the bridge, the firewall tables banger; flags of the VM's disks"},
+	"vm.kill": {"Stops the VM's unit, with SIGKILL, and waits for its end; with no_wait, not for that.",
+		"the unit banger-vm-ID.service"},
+	"vm.cleanup": {"Removes what the VM has in the kernel and in the jails. Refused while its unit lives. Calling it again changes nothing.",
+		"the VM's disks, jail directory, tap, firewall elements, and the unit of vm.fsck"},
+	"blob.put": {"Copies a file below the owner's state directory, hashes the copy, and keeps it under that name, for root and read only. At most 1 GiB each.",
+		"the store of blobs"},
+	"blob.gc": {"Removes the blobs that are not to be kept and are in no jail.",
+		"the store of blobs"},
+	"bridge.ensure": {"Makes bridge, address and firewall tables what the installation's record says, routes names of the zone vm to the bridge, and tells Docker or firewalld of it where they run.",
+		"the bridge, the firewall tables banger, Docker's chain DOCKER-USER, firewalld's zone of the bridge, systemd-resolved's settings of the bridge"},
+	"network.apply": {"Says which guests have NAT and which may talk to each other; the guests' addresses follow from their slots. With whole, all others have neither.",
+		"elements of the firewall tables banger, isolation of the VMs' ports"},
+	"host.check": {"Tells what root alone can see of the host; has a test guest of one page run on KVM, in a unit without rights; see the unit banger-kvm-host.service below.",
+		"that unit"},
+}
+
 // anyUID stands for a VM's uid.
 const anyUID = -1
 
@@ -59,10 +91,10 @@ func writePolicy(w io.Writer, units fs.FS) error {
 	for _, v := range (&Server{}).verbs() {
 		p.line("")
 		p.line("%s", v.name)
-		p.wrap("    ", v.does)
+		p.wrap("    ", verbTexts[v.name].does)
 		p.wrap("    ", "Takes: "+fields(v.in)+".")
 		p.wrap("    ", "Answers: "+fields(v.out)+".")
-		p.wrap("    ", "Touches: "+v.touches+".")
+		p.wrap("    ", "Touches: "+verbTexts[v.name].touches+".")
 	}
 
 	p.head("Commands")

@@ -63,11 +63,17 @@ func unitsForLocal(t *testing.T) fs.FS {
 }
 
 func TestPolicyHasEveryVerb(t *testing.T) {
+	verbs := (&Server{}).verbs()
+	t.Logf("the helper has %d verbs", len(verbs))
 	seen := map[string]bool{}
-	for _, v := range (&Server{}).verbs() {
-		if seen[v.name] || !strings.HasSuffix(v.does, ".") || v.touches == "" || strings.HasSuffix(v.touches, ".") {
-			t.Errorf("%+v is not described, or there twice", v)
+	for _, v := range verbs {
+		text := verbTexts[v.name]
+		if seen[v.name] || !strings.HasSuffix(text.does, ".") || text.touches == "" || strings.HasSuffix(text.touches, ".") {
+			t.Errorf("%s is not described, or there twice", v.name)
 		}
 		seen[v.name] = true
+	}
+	if len(seen) != len(verbTexts) {
+		t.Errorf("%d verbs and %d texts", len(seen), len(verbTexts))
 	}
 }

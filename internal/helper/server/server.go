@@ -124,7 +124,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 // httpServer serves one request for each connection: a caller never holds a
 // connection of a helper that has gone meanwhile.
 func (s *Server) httpServer(l net.Listener) (*http.Server, net.Listener) {
-	srv := jsonhttp.NewServer(logged(arriveInTime(jsonhttp.OnlyUIDs(s.Handler(), uint32(s.record.UID)))))
+	srv := jsonhttp.NewServer(logged(s.paced(arriveInTime(jsonhttp.OnlyUIDs(s.Handler(), uint32(s.record.UID))))))
 	srv.SetKeepAlivesEnabled(false)
 	return srv, jsonhttp.LimitConns(srv, l, maxConns)
 }

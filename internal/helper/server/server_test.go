@@ -4,9 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -295,6 +297,48 @@ func TestKillWaitsForCleanupWithoutItsLock(t *testing.T) {
 	}
 	if p, _ := u.phase(t.Context(), idA); p != unitGone {
 		t.Errorf("kill returned in phase %d", p)
+	}
+}
+
+// While a verb waits for a VM's gate, the VM may be released and its slot be given to
+// another: two VMMs would have one uid.
+func TestASlotIsLookedUpInTheGate(t *testing.T) {
+	s, _ := testServer(t)
+	mine, err := s.slots.reserve(idA)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leave, err := s.gates.enter(t.Context(), idA)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make(chan error, 1)
+	go func() {
+		slot, leave, err := s.hold(t.Context(), idA)
+		if err == nil {
+			leave()
+			err = fmt.Errorf("held with uid %d", slot.UID)
+		}
+		got <- err
+	}()
+	for waits := false; !waits; {
+		runtime.Gosched()
+		s.gates.mu.Lock()
+		waits = s.gates.m[idA].users == 2
+		s.gates.mu.Unlock()
+	}
+	if err := s.slots.release(idA); err != nil {
+		t.Fatal(err)
+	}
+	if theirs, err := s.slots.reserve(idB); err != nil || theirs != mine {
+		t.Fatalf("%+v, %v", theirs, err)
+	}
+	leave()
+	if err := <-got; problem(err) != api.CodeNotFound {
+		t.Errorf("got %v", err)
+	}
+	if len(s.gates.m) != 0 {
+		t.Errorf("%d gates are left", len(s.gates.m))
 	}
 }
 

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -53,6 +54,11 @@ func (r *registry) reserve(id string) (out helper.Slot, err error) {
 		return nil
 	})
 	return out, err
+}
+
+// reserve is the verb.
+func (s *Server) reserve(_ context.Context, r helper.ReserveRequest) (helper.Slot, error) {
+	return s.slots.reserve(r.ID)
 }
 
 // lookup finds the VM's slot; a Problem with status 404 when it has none.

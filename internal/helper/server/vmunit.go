@@ -374,8 +374,8 @@ func (s *systemd) watch(ctx context.Context, id string) (unitWatch, error) {
 		return nil, err
 	}
 	w := &systemdWatch{s: s, conn: conn, id: id, signals: make(chan *dbus.Signal, 16), rules: []string{
-		fmt.Sprintf("type='signal',interface='org.freedesktop.DBus.Properties',member='PropertiesChanged',path='%s'", s.path(id)),
-		fmt.Sprintf("type='signal',interface='%s',member='UnitRemoved',arg0='%s'", managerIface, s.name(id)),
+		fmt.Sprintf("type='signal',sender='%s',interface='org.freedesktop.DBus.Properties',member='PropertiesChanged',path='%s'", busName, s.path(id)),
+		fmt.Sprintf("type='signal',sender='%s',interface='%s',member='UnitRemoved',arg0='%s'", busName, managerIface, s.name(id)),
 	}}
 	conn.Signal(w.signals)
 	// The bus takes messages in their order, so whatever is asked of systemd next
