@@ -82,7 +82,7 @@ FAULT_TESTS := $(IN_LAB) -timeout 10h -v -tags e2e,faults ./test/e2e/faults
 in-lab-a:
 	@status=0; \
 	$(STEP) "tests on real kernel objects" $(IN_LAB) -tags lab $(LAB_PACKAGES:%=./%) || status=1; \
-	$(STEP) "confinement" scripts/scenarios confinement $(IN_LAB) -v -tags e2e -run '^(TestUnitsAreAsTightAsTheyWere|TestVMMTriesEverything)$$' ./test/e2e/hostile || status=1; \
+	$(STEP) "confinement" scripts/scenarios confinement $(IN_LAB) -v -tags e2e -run '^(TestUnitsAreAsTightAsTheyWere|TestVMMTriesEverything|TestFirecrackersOwnFilterIsOn)$$' ./test/e2e/hostile || status=1; \
 	$(STEP) "a spread of the fault matrix" scripts/spread $(FAULT_TESTS) -timeout 60m -skip TestKillCycles || status=1; \
 	exit $$status
 

@@ -121,13 +121,13 @@ func hintOf(err error) string {
 }
 
 // plain makes text that may come from a guest or another host safe to print:
-// no control character reaches the terminal.
+// no control character reaches the terminal, and none that turns a line round.
 func plain(s string) string {
 	return strings.Map(func(r rune) rune {
 		if r == '\n' || r == '\t' {
 			return r
 		}
-		if unicode.IsControl(r) || r == unicode.ReplacementChar {
+		if unicode.IsControl(r) || unicode.Is(unicode.Cf, r) || r == unicode.ReplacementChar {
 			return '?'
 		}
 		return r

@@ -190,6 +190,7 @@ type VMM struct {
 const (
 	CodeBlobUnknown = "blob_unknown" // vm.launch: send it with blob.put first
 	CodeBusy        = "busy"
+	CodeUnchecked   = "unchecked" // vm.fsck: e2fsck came to no end
 	CodeDamaged     = "damaged"   // vm.fsck: e2fsck could not mend the disk
 	CodeVMMEnded    = "vmm_ended" // vm.launch: Firecracker ended before its API socket was there
 )

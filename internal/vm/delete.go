@@ -23,7 +23,7 @@ import (
 // force.
 func (m *Manager) Delete(ctx context.Context, id string, force bool, rep Reporter) error {
 	if force {
-		if err := m.cutStopShort(ctx, id); err != nil {
+		if err := m.cutShort(ctx, id); err != nil {
 			return err
 		}
 	}

@@ -118,6 +118,7 @@ type Manager struct {
 	activity activity
 	clean    cleanEnds
 	sweeps   sweeps
+	starting sync.Map      // context.CancelCauseFunc of the starts under way, by VM id
 	changes  []changer     // what makes a change true for a VM that runs
 	logs     chan struct{} // one for each journalctl
 

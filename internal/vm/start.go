@@ -101,6 +101,12 @@ func (m *Manager) start(ctx context.Context, v *store.VM, rep Reporter) error {
 
 func (m *Manager) startWith(ctx context.Context, v *store.VM, repair bool, rep Reporter) error {
 	log := m.Log.With("vm", v.ID, "name", v.Name)
+	ctx, cancel := context.WithCancelCause(ctx)
+	m.starting.Store(v.ID, cancel)
+	defer func() {
+		m.starting.Delete(v.ID)
+		cancel(nil)
+	}()
 	m.leaveGuest(v.ID) // what the guest of an earlier run wanted is over
 	if err := removeMark(m.pauseMark(v.ID)); err != nil {
 		return err

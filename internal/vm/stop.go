@@ -151,7 +151,7 @@ func awaitEnd(ctx context.Context, ended end, timeout time.Duration) error {
 
 // Kill ends the VMM at once. The guest can lose what it had not written.
 func (m *Manager) Kill(ctx context.Context, id string, rep Reporter) error {
-	if err := m.cutStopShort(ctx, id); err != nil {
+	if err := m.cutShort(ctx, id); err != nil {
 		return err
 	}
 	return m.locked(ctx, id, func(v *store.VM) error {
@@ -162,9 +162,17 @@ func (m *Manager) Kill(ctx context.Context, id string, rep Reporter) error {
 	})
 }
 
-// cutStopShort ends the VMM of a VM that is being stopped. The stop holds the
-// VM's lock and may have an hour for it; it sees the end and completes.
-func (m *Manager) cutStopShort(ctx context.Context, id string) error {
+// errUnwanted is why a start ends whose VM is to be killed or deleted.
+var errUnwanted = fmt.Errorf("%w: the VM was killed or deleted meanwhile", ErrCancelled)
+
+// cutShort ends what holds the VM's lock and may go on for long. Of a VM that is being
+// stopped it ends the VMM, and the stop, which may have an hour, sees that and
+// completes. A start that waits for the check of a disk is cancelled.
+func (m *Manager) cutShort(ctx context.Context, id string) error {
+	if cancel, starts := m.starting.Load(id); starts {
+		cancel.(context.CancelCauseFunc)(errUnwanted)
+		return nil
+	}
 	v, err := m.Store.VMByID(ctx, id)
 	if err != nil || v.State != api.StateStopping {
 		return nil //nolint:nilerr // whoever has the lock finds out

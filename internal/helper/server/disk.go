@@ -169,6 +169,9 @@ func (s *Server) layers(r helper.AttachRequest) (out []layer, err error) {
 		if l.flags == unix.LO_FLAGS_READ_ONLY {
 			mode = os.O_RDONLY
 		}
+		if !attachable(path) {
+			return out[:i], api.BadRequest("%.200q is no disk: want images/ID/rootfs.ext4, or a file in vms/ID", path)
+		}
 		if l.f, l.st, err = s.ownerFile(path, mode); err != nil {
 			return out[:i], err
 		}
@@ -183,6 +186,16 @@ func (s *Server) layers(r helper.AttachRequest) (out []layer, err error) {
 		}
 	}
 	return out[:len(files)], nil
+}
+
+// attachable are the names by which udev knows the files of disks, and has nobody look
+// into them, also when the helper that attached them has gone.
+func attachable(path string) bool {
+	parts := strings.Split(path, "/")
+	if len(parts) < 3 || !isID(parts[1]) {
+		return false
+	}
+	return parts[0] == "vms" || parts[0] == "images" && len(parts) == 3 && parts[2] == "rootfs.ext4"
 }
 
 // ensureDisks makes the disks that are not there and compares those that are.

@@ -65,7 +65,9 @@ func TestAnotherDiskIsBusy(t *testing.T) {
 
 func TestLayers(t *testing.T) {
 	s, _ := testServer(t)
-	for name, size := range map[string]int64{"base": 8 << 20, "overlay": 9 << 20, "work": 1 << 20, "odd": 5000} {
+	const dir, base = "vms/" + idA + "/", "images/" + idB + "/rootfs.ext4"
+	for name, size := range map[string]int64{base: 8 << 20, dir + "overlay": 9 << 20, dir + "work": 1 << 20, dir + "odd": 5000, "work": 1 << 20} {
+		must(t, os.MkdirAll(filepath.Join(s.places.State, filepath.Dir(name)), 0o700))
 		f, err := os.OpenFile(filepath.Join(s.places.State, name), os.O_RDWR|os.O_CREATE, 0o600)
 		if err == nil {
 			err = errors.Join(f.Truncate(size), f.Close())
@@ -79,16 +81,18 @@ func TestLayers(t *testing.T) {
 		layers              int
 		code                string
 	}{
-		{"base", "overlay", "", 2, ""},
-		{"base", "overlay", "work", 3, ""},
-		{"base", "base", "", 2, api.CodeBadRequest},
-		{"base", "overlay", "base", 3, api.CodeBadRequest},
-		{"base", "overlay", "overlay", 3, api.CodeBadRequest},
-		{"odd", "overlay", "", 1, api.CodeBadRequest},
-		{"base", "overlay", "odd", 3, api.CodeBadRequest},
-		{"base", "overlay", "../work", 2, api.CodeBadRequest},
-		{"base", "none", "work", 1, api.CodeNotFound},
-		{"", "overlay", "work", 0, api.CodeBadRequest},
+		{base, dir + "overlay", "", 2, ""},
+		{base, dir + "overlay", dir + "work", 3, ""},
+		{base, base, "", 2, api.CodeBadRequest},
+		{base, dir + "overlay", base, 3, api.CodeBadRequest},
+		{base, dir + "overlay", dir + "overlay", 3, api.CodeBadRequest},
+		{dir + "odd", dir + "overlay", "", 1, api.CodeBadRequest},
+		{base, dir + "overlay", dir + "odd", 3, api.CodeBadRequest},
+		{base, dir + "overlay", dir + "../work", 2, api.CodeBadRequest},
+		{base, dir + "overlay", "work", 2, api.CodeBadRequest}, // udev would have it looked into
+		{base, dir + "overlay", "images/" + idB + "/work", 2, api.CodeBadRequest},
+		{base, dir + "none", dir + "work", 1, api.CodeNotFound},
+		{"", dir + "overlay", dir + "work", 0, api.CodeBadRequest},
 	} {
 		got, err := s.layers(helper.AttachRequest{ID: idA, Base: tt.base, Overlay: tt.overlay, Work: tt.work})
 		if problem(err) != tt.code || len(got) != tt.layers {
@@ -123,6 +127,22 @@ func TestOverlayOfOtherChunksIsRefused(t *testing.T) {
 	}
 }
 
+func TestSharedFilesystemIsRefused(t *testing.T) {
+	node := filepath.Join(t.TempDir(), "disk")
+	super := make([]byte, 2048)
+	for features, refused := range map[uint32]bool{0x2: false, 0x102: true} {
+		binary.LittleEndian.PutUint32(super[1024+0x60:], features)
+		write(t, node, string(super))
+		if err := refuseShared(node); (err != nil) != refused {
+			t.Errorf("features %#x: %v", features, err)
+		}
+	}
+	write(t, node, "short")
+	if err := refuseShared(node); err == nil {
+		t.Error("a disk without a superblock passes")
+	}
+}
+
 func TestJudge(t *testing.T) {
 	for _, tt := range []struct {
 		v      verdict
@@ -136,11 +156,11 @@ func TestJudge(t *testing.T) {
 		{verdict{"exit-code", exited, 12}, 0, helper.CodeDamaged},
 		{verdict{"exit-code", exited, 16}, 0, "no problem"},
 		{verdict{"exit-code", exited, 226}, 0, "no problem"},
-		{verdict{"signal", 2, 9}, 0, "no problem"},
-		{verdict{"timeout", 2, 9}, 0, "no problem"},
-		{verdict{"oom-kill", 2, 9}, 0, "no problem"},
-		{verdict{"signal", 2, 1}, 0, "no problem"}, // SIGHUP is not "mended"
-		{verdict{}, 0, "no problem"},               // never ran
+		{verdict{"signal", 2, 9}, 0, helper.CodeUnchecked},
+		{verdict{"timeout", 2, 9}, 0, helper.CodeUnchecked},
+		{verdict{"oom-kill", 2, 9}, 0, helper.CodeUnchecked},
+		{verdict{"signal", 2, 1}, 0, helper.CodeUnchecked}, // SIGHUP is not "mended"
+		{verdict{}, 0, helper.CodeUnchecked},               // never ran
 	} {
 		got, err := judge(rootDisk(idA), tt.v, "words")
 		if code, _, _ := strings.Cut(problem(err), ":"); code != tt.code || got.Status != tt.status {

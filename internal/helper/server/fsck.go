@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -48,6 +49,9 @@ func (s *Server) fsck(ctx context.Context, r helper.FsckRequest) (out helper.Che
 	}
 	defer leave()
 	if err := s.requireOver(ctx, r.ID); err != nil {
+		return out, err
+	}
+	if err := s.places.takesJails(); err != nil {
 		return out, err
 	}
 	d, err := checkable(r)
@@ -203,7 +207,9 @@ const exited = 1
 func judge(d disk, v verdict, said string) (helper.Checked, error) {
 	switch {
 	case v.Code != exited:
-		return helper.Checked{}, fmt.Errorf("cannot check disk %s: e2fsck was ended (%s): %s", d.name(), v.Result, said)
+		return helper.Checked{}, api.Problemf(http.StatusUnprocessableEntity, helper.CodeUnchecked,
+			"cannot check disk %s: e2fsck was ended (%s): %s", d.name(), v.Result, said).
+			WithHint("with what is on that disk it takes longer, or more memory, than it may: put a copy in its place, or delete the VM")
 	case v.Status > 15:
 		return helper.Checked{}, fmt.Errorf("cannot check disk %s: e2fsck did not run (status %d): %s", d.name(), v.Status, said)
 	case v.Status > 1:
@@ -268,10 +274,32 @@ func Fsck(uid, how, node string) error {
 	if err := errors.Join(syscall.Setgroups(nil), syscall.Setresgid(int(id), int(id), int(id)), syscall.Setresuid(int(id), int(id), int(id))); err != nil {
 		return fmt.Errorf("cannot become uid %d: %w", id, err)
 	}
+	if err := refuseShared(node); err != nil {
+		return err
+	}
 	program := e2fsck()
 	if program == "" {
 		return errors.New("e2fsck is missing")
 	}
 	err = syscall.Exec(program, argv, []string{"LC_ALL=C", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "E2FSCK_CONFIG=/dev/null"})
 	return fmt.Errorf("cannot run %s: %w", program, err)
+}
+
+// refuseShared refuses a filesystem that says that several hosts may use it (MMP): e2fsck
+// would wait for the others as long as it says, which may be days.
+func refuseShared(node string) error {
+	const incompatible, mmp = 1024 + 0x60, 0x100 // of the superblock, see ext4(5)
+	f, err := os.Open(node)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	var features [4]byte
+	if _, err := f.ReadAt(features[:], incompatible); err != nil {
+		return fmt.Errorf("cannot read its superblock: %w", err)
+	}
+	if binary.LittleEndian.Uint32(features[:])&mmp != 0 {
+		return errors.New("the filesystem is marked for several hosts (mmp), for which e2fsck would wait")
+	}
+	return nil
 }

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 
 	"golang.org/x/sys/unix"
 
+	"banger/api"
 	"banger/internal/helper"
 	"banger/internal/paths"
 	"banger/internal/version"
@@ -96,6 +98,16 @@ func (p Places) checkMount() error {
 		if st.Flags&flag != 0 {
 			return fmt.Errorf("the filesystem of %s is mounted %s", p.Jails, option)
 		}
+	}
+	return nil
+}
+
+// takesJails is checkMount for who is about to make one: a VMM's, or that of a check, in
+// which a disk that cannot be opened looks like one that is damaged.
+func (p Places) takesJails() error {
+	if err := p.checkMount(); err != nil {
+		return api.Problemf(http.StatusPreconditionFailed, api.CodePrerequisite, "cannot make a jail: %v", err).
+			WithHint("keep %s on one filesystem, without nodev, noexec and ro", paths.HelperDir)
 	}
 	return nil
 }

@@ -132,9 +132,8 @@ func (s *Server) readyToLaunch(ctx context.Context, id string) error {
 	if err := kvm.Close(); err != nil {
 		return err
 	}
-	if err := s.places.checkMount(); err != nil {
-		return api.Problemf(http.StatusPreconditionFailed, api.CodePrerequisite, "cannot make a jail: %v", err).
-			WithHint("keep %s on one filesystem, without nodev, noexec and ro", paths.HelperDir)
+	if err := s.places.takesJails(); err != nil {
+		return err
 	}
 	p, err := s.units.phase(ctx, id)
 	if err != nil {

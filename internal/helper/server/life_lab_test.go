@@ -110,7 +110,7 @@ func newLife(t *testing.T) *life {
 	var b [6]byte
 	_, _ = rand.Read(b[:])
 	l := &life{t: t, c: helper.NewClient(paths.HelperSocket), record: record, id: hex.EncodeToString(b[:])}
-	l.dir = "test-" + l.id
+	l.dir = "vms/" + l.id
 	l.must(os.Mkdir(filepath.Join(paths.StateDir, l.dir), 0o700))
 	t.Cleanup(func() { l.must(os.RemoveAll(filepath.Join(paths.StateDir, l.dir))) })
 	l.file("base", 64<<20, nil)

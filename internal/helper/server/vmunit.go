@@ -269,7 +269,9 @@ func (s *systemd) start(ctx context.Context, id string, settings []property) err
 		Name       string
 		Properties []property
 	}
-	err = manager(conn).CallWithContext(ctx, managerIface+".StartTransientUnit", 0, s.name(id), "fail", settings, []aux{}).Err
+	// "replace": with "fail" the start would be refused while the journal's sockets, which
+	// it needs, are being stopped behind the last unit that had them.
+	err = manager(conn).CallWithContext(ctx, managerIface+".StartTransientUnit", 0, s.name(id), "replace", settings, []aux{}).Err
 	if err != nil {
 		return fmt.Errorf("cannot start %s: %w", s.name(id), err)
 	}

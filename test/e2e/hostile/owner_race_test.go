@@ -95,6 +95,9 @@ func (a *attacker) swaps(t *testing.T) {
 				}
 			}
 			n := stop()
+			if n < len(swap.with) {
+				t.Errorf("%s of %s: %d swaps only", where, field, n)
+			}
 			for n%len(swap.with) != 0 || !isMine(swap.name) { // as it was
 				if err := unix.Renameat2(unix.AT_FDCWD, swap.name, unix.AT_FDCWD, swap.with[n%len(swap.with)], unix.RENAME_EXCHANGE); err != nil {
 					t.Fatal(err)

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"strconv"
 	"sync/atomic"
@@ -75,6 +76,7 @@ var attempts = []attempt{
 	{"host: /dev/mem", func(facts) error { return opens("/dev/mem", unix.O_RDONLY) }},
 	{"host: /dev/mapper", func(facts) error { return opens("/dev/mapper/control", unix.O_RDWR) }},
 	{"another jail", func(f facts) error { return opens(f.Other+paths.JailKernel, unix.O_RDONLY) }},
+	{"faults of its memory, by node", func(facts) error { return opens("/dev/userfaultfd", unix.O_RDWR) }},
 	{"by file handle", func(facts) error { return byHandle() }},
 
 	// Its own jail, sealed.
@@ -120,6 +122,8 @@ var attempts = []attempt{
 	{"raw IP", func(facts) error { return socket(unix.AF_INET, unix.SOCK_RAW) }},
 	{"vsock of the host", func(facts) error { return socket(unix.AF_VSOCK, unix.SOCK_STREAM) }},
 	{"crypto sockets", func(facts) error { return socket(unix.AF_ALG, unix.SOCK_SEQPACKET) }},
+	{"netlink", func(facts) error { return socket(unix.AF_NETLINK, unix.SOCK_RAW) }},
+	{"frames past the stack", func(facts) error { return socket(unix.AF_XDP, unix.SOCK_RAW) }},
 	{"another tap", func(facts) error { return tap("tap9") }},
 
 	// Becoming somebody, making things of the kernel.
@@ -169,6 +173,24 @@ var attempts = []attempt{
 	{"swap", func(facts) error {
 		return calls(unix.SYS_SWAPON, uintptr(unsafe.Pointer(&[]byte("/rootfs\x00")[0])), 0)
 	}},
+	// Settings of the unit beside its filter of names.
+	{"memory to write and run", func(facts) error {
+		m, err := unix.Mmap(-1, 0, 4096, unix.PROT_WRITE|unix.PROT_EXEC, unix.MAP_PRIVATE|unix.MAP_ANON)
+		if err == nil {
+			_ = unix.Munmap(m)
+		}
+		return err
+	}},
+	{"written memory to run", func(facts) error {
+		m, err := unix.Mmap(-1, 0, 4096, unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+		if err != nil {
+			return nil //nolint:nilerr // the attempt is the next call
+		}
+		return errors.Join(unix.Mprotect(m, unix.PROT_READ|unix.PROT_EXEC), unix.Munmap(m))
+	}},
+	{"another personality", func(facts) error { return calls(unix.SYS_PERSONALITY, 0x0040000) }},
+	{"calls of another ABI", func(facts) error { return onThread(func() error { return calls(unix.SYS_GETPID | 0x40000000) }) }},
+	{"faults of its memory", func(facts) error { return calls(unix.SYS_USERFAULTFD, 0) }},
 	{"larger limits", func(facts) error {
 		return unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1 << 20, Max: 1 << 20})
 	}},
@@ -209,6 +231,22 @@ func calls(number uintptr, args ...uintptr) error {
 		return e
 	}
 	return nil
+}
+
+// onThread is for a call that costs the thread which makes it, and not the process:
+// what the filter does about another ABI.
+func onThread(do func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		done <- do()
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(5 * time.Second):
+		return fmt.Errorf("its thread was killed: %w", unix.EPERM)
+	}
 }
 
 func tap(name string) error {

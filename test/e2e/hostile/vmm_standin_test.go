@@ -31,8 +31,9 @@ type plan struct{ At, Do string }
 
 // When it acts.
 const (
-	atStart = "start" // in place of listening
-	atVsock = "vsock" // at the last call before vm.handover
+	atStart  = "start"  // in place of listening
+	atVsock  = "vsock"  // at the last call before vm.handover
+	atAnswer = "answer" // to the first call that changes something
 )
 
 const planMark = "\nBANGER-HOSTILE-PLAN "
@@ -102,6 +103,13 @@ func vmmAPI(p plan) http.Handler {
 			state = "Running"
 		}
 		answer(w, map[string]string{"id": "x", "state": state, "vmm_version": "1.12.1", "app_name": "Firecracker"})
+	})
+	mux.HandleFunc("PUT /machine-config", func(w http.ResponseWriter, _ *http.Request) {
+		if p.At == atAnswer {
+			misanswer(w, p.Do)
+			return
+		}
+		w.WriteHeader(http.StatusNoContent)
 	})
 	mux.HandleFunc("PUT /drives/{id}", func(w http.ResponseWriter, r *http.Request) {
 		f, err := os.OpenFile("/"+r.PathValue("id"), os.O_RDWR, 0)
@@ -195,11 +203,23 @@ func remove(path string) error {
 // swap exchanges, as fast as it can, what the helper looks at: run with a link
 // out of the jail, the socket with the kernel.
 func swap() {
-	_ = os.Symlink("/run/banger-helper", "/away")
+	if err := os.Symlink("/run/banger-helper", "/away"); err != nil {
+		fmt.Println("the hostile VMM cannot swap:", err)
+		return
+	}
+	done := 0
 	for end := time.Now().Add(time.Minute); time.Now().Before(end); {
-		_ = unix.Renameat2(unix.AT_FDCWD, "/run", unix.AT_FDCWD, "/away", unix.RENAME_EXCHANGE)
-		_ = unix.Renameat2(unix.AT_FDCWD, "/run", unix.AT_FDCWD, "/away", unix.RENAME_EXCHANGE)
-		_ = unix.Renameat2(unix.AT_FDCWD, paths.JailVsock, unix.AT_FDCWD, paths.JailKernel, unix.RENAME_EXCHANGE)
-		_ = unix.Renameat2(unix.AT_FDCWD, paths.JailVsock, unix.AT_FDCWD, paths.JailKernel, unix.RENAME_EXCHANGE)
+		for _, pair := range [][2]string{{"/run", "/away"}, {"/run", "/away"}, {paths.JailVsock, paths.JailKernel}, {paths.JailVsock, paths.JailKernel}} {
+			if unix.Renameat2(unix.AT_FDCWD, pair[0], unix.AT_FDCWD, pair[1], unix.RENAME_EXCHANGE) == nil {
+				done++
+			}
+		}
+		if done > 0 && done <= 4 {
+			fmt.Println(swapping)
+		}
 	}
 }
+
+// swapping is said when the first swap was made: a test that shows nothing would
+// else look like one in which nothing happened.
+const swapping = "the hostile VMM swaps"

@@ -276,6 +276,10 @@ func TestVMMSwapsFilesWhileTheHelperWorks(t *testing.T) {
 	if n := strings.Count(done, "verb=vm.handover"); n < 2 {
 		t.Errorf("%d of three starts came as far as the swap", n)
 	}
+	said := host.Root(t, "journalctl", "--namespace=banger", "--quiet", "--output=cat", fmt.Sprintf("--since=@%d", begin.Unix()))
+	if n := strings.Count(said, swapping); n < 2 {
+		t.Errorf("in %d of three starts something was swapped", n)
+	}
 	if now := secured(t); !equal(before, now) {
 		t.Errorf("was %v\nnow %v", before, now)
 	}
