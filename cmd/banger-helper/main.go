@@ -5,7 +5,7 @@
 // "banger-helper cleanup ID" removes what a VM left behind. systemd runs it
 // after every end of a VM's unit. "banger-helper fsck UID HOW NODE" turns into
 // e2fsck, in the unit that vm.fsck starts. "banger-helper forget-network" removes
-// bridge and rules, when banger is uninstalled. "banger-helper policy" prints
+// bridge and rules, when banger is uninstalled or gets another network. "banger-helper policy" prints
 // everything it can be asked and may touch; it is also docs/helper-policy.txt.
 package main
 
@@ -59,8 +59,12 @@ func run(args []string) error {
 	case len(args) == 2 && args[0] == "cleanup":
 		return server.Cleanup(ctx, args[1])
 	case len(args) == 4 && args[0] == "fsck":
-		fmt.Fprintln(os.Stderr, "banger-helper:", server.Fsck(args[1], args[2], args[3]))
-		os.Exit(16) // whoever waits for e2fsck would read 1 as "mended"
+		err := server.Fsck(args[1], args[2], args[3])
+		fmt.Fprintln(os.Stderr, "banger-helper:", err)
+		if errors.Is(err, server.ErrShared) {
+			os.Exit(server.FsckShared)
+		}
+		os.Exit(server.FsckFailed) // whoever waits for e2fsck would read 1 as "mended"
 	case len(args) == 1 && args[0] == "--version":
 		_, err := fmt.Fprintln(os.Stdout, "banger-helper", version.Version)
 		return err

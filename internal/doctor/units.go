@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"banger/internal/install"
 )
 
 // unitDirs are where systemd looks for units and drop-ins, what it prefers
@@ -70,7 +72,7 @@ func unread(shown string) (names []string) {
 				needs = value == "yes"
 			}
 		}
-		if needs {
+		if needs && install.IsOurUnit(name) {
 			names = append(names, name)
 		}
 	}

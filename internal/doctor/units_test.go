@@ -78,9 +78,9 @@ func TestUnits(t *testing.T) {
 	}
 	h := unitHost(t)
 	h.Run = func(context.Context, ...string) (string, error) {
-		return "Id=bangerd.service\nNeedDaemonReload=no\n\nNeedDaemonReload=yes\nId=banger-vm-1.service\n", nil
+		return "Id=bangerd.service\nNeedDaemonReload=no\n\nNeedDaemonReload=yes\nId=banger-vm-0123456789ab.service\n\nNeedDaemonReload=yes\nId=banger-vm-exporter.service\n", nil
 	}
-	check(t, "not read", h.units(t.Context()), "fail", "in the files of banger-vm-1.service")
+	check(t, "not read", h.units(t.Context()), "fail", "in the files of banger-vm-0123456789ab.service")
 	h.Run = nil
 	check(t, "no systemctl", h.units(t.Context()), "warn", "cannot be told")
 }

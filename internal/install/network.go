@@ -2,9 +2,11 @@ package install
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"banger/api"
 	"banger/internal/installed"
@@ -35,20 +37,24 @@ func (h *host) chooseNetwork(ctx context.Context, o Options) (bridge, network st
 		return bridge, network, nil
 	}
 	if had {
-		vms, err := h.matching(ctx, "banger-vm-*.service")
-		if err != nil {
+		if err := h.refuseVMs(ctx); err != nil {
 			return "", "", err
 		}
-		if len(vms) > 0 {
-			return "", "", api.Conflict("cannot change the network while VMs run (%d)", len(vms)).WithHint("stop them: `banger vm list`, `banger vm stop NAME...`")
-		}
 	}
-	return bridge, network, h.refuseTaken(bridge, network)
+	return bridge, network, h.refuseTaken(network, bridge, was[0])
+}
+
+func (h *host) refuseVMs(ctx context.Context) error {
+	vms, err := h.matching(ctx, "banger-vm-*.service", "banger-fsck-*.service")
+	if err == nil && len(vms) > 0 {
+		err = api.Conflict("cannot change the network while VMs run (%d)", len(vms)).WithHint("stop them: `banger vm list`, `banger vm stop NAME...`")
+	}
+	return err
 }
 
 // refuseTaken refuses a network of which the host has an address elsewhere: it would
 // lose the way to the others there.
-func (h *host) refuseTaken(bridge, network string) error {
+func (h *host) refuseTaken(network string, own ...string) error {
 	if h.addresses == nil {
 		return nil
 	}
@@ -62,9 +68,9 @@ func (h *host) refuseTaken(bridge, network string) error {
 	}
 	for device, prefixes := range all {
 		for _, p := range prefixes {
-			if device != bridge && p.Overlaps(ours) {
+			if !slices.Contains(own, device) && p.Overlaps(ours) {
 				return api.Conflict("cannot use the network %s for VMs: %s of this host is in %s", ours.Masked(), device, p.Masked()).
-					WithHint("choose another one: `banger system install --network 10.213.0.1/16`")
+					WithHint("choose another one: `sudo banger system install --network 10.213.0.1/16`")
 			}
 		}
 	}
@@ -93,11 +99,20 @@ func hostAddresses() (map[string][]netip.Prefix, error) {
 }
 
 // leaveNetwork removes bridge and rules of the record that is there, if they are to be
-// others. No VM runs.
+// others. The services, which would make them anew, are stopped for that; activate
+// starts them.
 func (h *host) leaveNetwork(ctx context.Context, bridge, network string) error {
 	old, had, err := h.oldRecord()
 	if err != nil || !had || old.Bridge == bridge && old.Network == network {
 		return err
+	}
+	services := []string{"bangerd.socket", dnsSocket, "bangerd.service", "banger-helper.socket", "banger-helper.service"}
+	if err := h.stop(ctx, services); err != nil {
+		return err
+	}
+	if err := h.refuseVMs(ctx); err != nil { // one was started meanwhile
+		_, startErr := h.run(ctx, append([]string{"systemctl", "start"}, services[:4]...)...)
+		return errors.Join(err, startErr)
 	}
 	if _, err := h.run(ctx, h.at(h.programPath("banger-helper")), "forget-network"); err != nil {
 		return fmt.Errorf("cannot remove the bridge %s: %w", old.Bridge, err)

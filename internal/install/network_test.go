@@ -26,6 +26,9 @@ func (f *fakeHost) network() string {
 
 func TestNetworkIsChosen(t *testing.T) {
 	f := newHost(t)
+	f.addresses = func() (map[string][]netip.Prefix, error) { // its bridge is there
+		return map[string][]netip.Prefix{"br-fc": {netip.MustParsePrefix("10.0.0.1/24")}, "eth0": {netip.MustParsePrefix("192.0.2.7/24")}}, nil
+	}
 	if err := f.installWith("", "10.0.0.1/24"); err != nil || f.network() != "br-fc 10.0.0.1/24" {
 		t.Fatalf("%s, %v", f.network(), err)
 	}
@@ -80,7 +83,7 @@ func TestForeignUnitsAreNotStopped(t *testing.T) {
 		"banger-vm-0123456789ab.service": true, "banger-fsck-0123456789ab.service": true, "bangerd.service": true, "banger-kvm-host.service": true,
 		"banger-vm-exporter.service": false, "banger-vm-0123456789abc.service": false, "banger-fsck-.service": false,
 	} {
-		if isOurUnit(name) != ours {
+		if IsOurUnit(name) != ours {
 			t.Errorf("%s: ours is %v", name, !ours)
 		}
 	}

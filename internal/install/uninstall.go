@@ -138,18 +138,18 @@ func (h *host) matching(ctx context.Context, patterns ...string) (running []stri
 		return nil, fmt.Errorf("cannot list units: %w", err)
 	}
 	for line := range strings.Lines(out) {
-		if fields := strings.Fields(line); len(fields) > 0 && isOurUnit(fields[0]) {
+		if fields := strings.Fields(line); len(fields) > 0 && IsOurUnit(fields[0]) {
 			running = append(running, fields[0])
 		}
 	}
 	return running, nil
 }
 
-// ofVM are the units that the helper has systemd make. Others may have a name like
-// them.
+// ofVM are the units that the helper has systemd make.
 var ofVM = regexp.MustCompile(`^banger-(vm|fsck)-[0-9a-f]{12}\.service$`)
 
-func isOurUnit(name string) bool {
+// IsOurUnit tells a unit of ours from somebody else's that has a name like those of VMs.
+func IsOurUnit(name string) bool {
 	return ofVM.MatchString(name) || !strings.HasPrefix(name, "banger-vm-") && !strings.HasPrefix(name, "banger-fsck-")
 }
 

@@ -565,3 +565,24 @@ func TestLabKilledAnywhere(t *testing.T) {
 	}
 	t.Logf("found before the clean-up: %v", met)
 }
+
+// A program that does not come to its end in its time is killed, and that is told: a
+// test guest may hang.
+func TestLabTrialThatHangs(t *testing.T) {
+	trials := &systemd{labBus, trialKind}
+	const id = "hangs"
+	t.Cleanup(func() {
+		ctx := context.WithoutCancel(t.Context())
+		if err := errors.Join(stopUnit(ctx, trials, id), trials.forget(ctx, id)); err != nil {
+			t.Error(err)
+		}
+	})
+	begun := time.Now()
+	host := []bindMount{{"/usr", "/usr", false, 0}, {"/lib", "/lib", true, 0}, {"/lib64", "/lib64", true, 0}}
+	v, said, err := runToEnd(t.Context(), trials, id, []string{"/usr/bin/sleep", "infinity"}, 2*time.Second,
+		set("DynamicUser", true), set("BindReadOnlyPaths", host))
+	t.Logf("%+v, %q after %s", v, said, time.Since(begun))
+	if err != nil || v.Result != "timeout" || judgeTrial(v, said) == nil {
+		t.Errorf("%+v, %q, %v", v, said, err)
+	}
+}

@@ -301,7 +301,8 @@ func (n *network) forgetFirewalld(ctx context.Context) error {
 	return n.firewalldZone(ctx, "removeInterface", openZone, n.record.Bridge).Err
 }
 
-// ForgetNetwork removes bridge and rules when banger is uninstalled.
+// ForgetNetwork removes bridge and rules, and what others were told of them. No helper
+// runs.
 func ForgetNetwork(ctx context.Context, r installed.Record) error {
 	n := &network{record: r, bus: &systemBus{}}
 	err := errors.Join(forgetDocker(), n.forgetFirewalld(ctx))

@@ -208,8 +208,11 @@ func judge(d disk, v verdict, said string) (helper.Checked, error) {
 	switch {
 	case v.Code != exited:
 		return helper.Checked{}, api.Problemf(http.StatusUnprocessableEntity, helper.CodeUnchecked,
-			"cannot check disk %s: e2fsck was ended (%s): %s", d.name(), v.Result, said).
-			WithHint("with what is on that disk it takes longer, or more memory, than it may: put a copy in its place, or delete the VM")
+			"cannot check disk %s: e2fsck was ended (%s): %s", d.name(), v.Result, said).WithHint("%s", endedHint(v.Result))
+	case v.Status == FsckShared:
+		return helper.Checked{}, api.Problemf(http.StatusUnprocessableEntity, helper.CodeUnchecked,
+			"cannot check disk %s: its filesystem is marked for several hosts (mmp), for which e2fsck would wait", d.name()).
+			WithHint("`tune2fs -O ^mmp` takes the mark off a work disk's file; for a root disk, import an image without it")
 	case v.Status > 15:
 		return helper.Checked{}, fmt.Errorf("cannot check disk %s: e2fsck did not run (status %d): %s", d.name(), v.Status, said)
 	case v.Status > 1:
@@ -217,6 +220,13 @@ func judge(d disk, v verdict, said string) (helper.Checked, error) {
 			"disk %s is damaged (e2fsck status %d): %s", d.name(), v.Status, said)
 	}
 	return helper.Checked{Status: int(v.Status), Output: said}, nil
+}
+
+func endedHint(result string) string {
+	if result == "timeout" || result == "oom-kill" {
+		return "with what is on that disk it takes longer, or more memory, than it may: put a copy in its place, or delete the VM"
+	}
+	return "start the VM again; if it stays so, see `journalctl --namespace=banger -u 'banger-fsck-*'`"
 }
 
 // endCheck ends a unit of vm.fsck, at work or not.
@@ -249,6 +259,16 @@ func e2fsck() string {
 	}
 	return ""
 }
+
+// Exit statuses of Fsck when it did not become e2fsck, whose own end at 15.
+const (
+	FsckFailed = 16
+	FsckShared = 17
+)
+
+// ErrShared is what Fsck refuses: a filesystem that says that several hosts may use it
+// (MMP). e2fsck would wait for the others as long as that says.
+var ErrShared = errors.New("the filesystem is marked for several hosts (mmp)")
 
 // Fsck is what `banger-helper fsck UID preen|repair NODE` does in the unit that
 // vm.fsck starts: it gives up all rights and turns into e2fsck. It returns only
@@ -285,8 +305,6 @@ func Fsck(uid, how, node string) error {
 	return fmt.Errorf("cannot run %s: %w", program, err)
 }
 
-// refuseShared refuses a filesystem that says that several hosts may use it (MMP): e2fsck
-// would wait for the others as long as it says, which may be days.
 func refuseShared(node string) error {
 	const incompatible, mmp = 1024 + 0x60, 0x100 // of the superblock, see ext4(5)
 	f, err := os.Open(node)
@@ -299,7 +317,7 @@ func refuseShared(node string) error {
 		return fmt.Errorf("cannot read its superblock: %w", err)
 	}
 	if binary.LittleEndian.Uint32(features[:])&mmp != 0 {
-		return errors.New("the filesystem is marked for several hosts (mmp), for which e2fsck would wait")
+		return ErrShared
 	}
 	return nil
 }

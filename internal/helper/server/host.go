@@ -25,7 +25,6 @@ func (s *Server) hostCheck(ctx context.Context, _ helper.Empty) (helper.HostFact
 		return helper.HostFacts{}, ctx.Err()
 	}
 	f := helper.HostFacts{
-		KVM:           words(s.tryKVM(ctx)),
 		DeviceMapper:  words(checkDM()),
 		Loop:          words(canOpen("/dev/loop-control")),
 		Tun:           words(canOpen("/dev/net/tun")),
@@ -47,8 +46,11 @@ func (s *Server) hostCheck(ctx context.Context, _ helper.Empty) (helper.HostFact
 	if f.Slots, err = s.slots.ids(); err != nil {
 		return f, err
 	}
-	f.VMMs, err = s.confinement(ctx, f.Jails)
-	return f, err
+	if f.VMMs, err = s.confinement(ctx, f.Jails); err != nil {
+		return f, err
+	}
+	f.KVM = words(s.tryKVM(ctx)) // takes longest if it is ill
+	return f, nil
 }
 
 func words(err error) string {

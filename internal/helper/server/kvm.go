@@ -19,7 +19,8 @@ const (
 	kvmAPIVersion    = 12     // since 2007
 
 	// A working KVM runs the test guest in a millisecond.
-	tryTime   = 10 * time.Second
+	tryTime   = 5 * time.Second
+	endTime   = 5 * time.Second
 	tryMemory = 128 << 20
 	tryTasks  = 32
 	tryID     = "host" // in the name of the unit
@@ -48,6 +49,8 @@ func (s *Server) tryKVM(ctx context.Context) (err error) {
 	}
 	defer kvm.Close()
 	end := func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, endTime)
+		defer cancel()
 		return errors.Join(stopUnit(ctx, s.trials, tryID), s.trials.forget(ctx, tryID))
 	}
 	if err := end(ctx); err != nil { // a helper before this one may have left it
@@ -56,6 +59,7 @@ func (s *Server) tryKVM(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, end(context.WithoutCancel(ctx))) }()
 	v, said, err := runToEnd(ctx, s.trials, tryID, []string{paths.LibexecDir + "/bangerd", "try-kvm"}, tryTime,
 		set("Description", "banger trial of KVM"),
+		set("DynamicUser", true), // never root's, whatever systemd has read
 		set("StandardInputFileDescriptor", dbus.UnixFD(kvm.Fd())),
 		set("MemoryMax", uint64(tryMemory)),
 		set("TasksMax", uint64(tryTasks)))
@@ -70,7 +74,7 @@ func judgeTrial(v verdict, said string) error {
 	case v.Code != exited:
 		return fmt.Errorf("a test guest did not come to its end within %s (%s)", tryTime, v.Result)
 	case v.Status != 0 && said == "":
-		return fmt.Errorf("the unit of a test guest failed (status %d)", v.Status)
+		return fmt.Errorf("cannot try a test guest: its unit failed (status %d)", v.Status)
 	case v.Status != 0:
 		return errors.New(said)
 	}

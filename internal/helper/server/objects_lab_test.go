@@ -184,21 +184,42 @@ func TestLabExistingJailIsRefusedAndKept(t *testing.T) {
 	}
 }
 
-// What the owner, or somebody else, mounted below the state directory is not looked
-// into: with FUSE an owner needs no rights to mount, and can answer when he likes.
-func TestLabMountBelowTheStateIsRefused(t *testing.T) {
+// What the owner mounted below the state directory is not looked into: with FUSE he
+// needs no rights for that, and can answer when he likes; this one never answers. What
+// only an administrator can have mounted there is fine.
+func TestLabFUSEBelowTheStateIsRefused(t *testing.T) {
 	l := newLife(t)
 	here, err := New(l.record, InstalledPlaces())
 	l.must(err)
 	mounted := filepath.Join(paths.StateDir, l.dir, "mnt")
 	l.must(os.Mkdir(mounted, 0o700))
 	l.must(unix.Mount(filepath.Join(paths.StateDir, l.dir), mounted, "", unix.MS_BIND, ""))
-	defer func() { l.must(unix.Unmount(mounted, 0)) }()
 	r := helper.BlobPutRequest{Path: l.dir + "/mnt/kernel"}
-	if _, err := here.putBlob(t.Context(), r); code(err) != api.CodeBadRequest || !strings.Contains(err.Error(), "mounted") {
-		t.Errorf("got %v", err)
+	_, err = here.putBlob(t.Context(), r)
+	l.must(errors.Join(err, unix.Unmount(mounted, 0)))
+
+	if out, err := exec.Command("modprobe", "fuse").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
 	}
-	r.Path = l.dir + "/kernel" // the same file, by the way that is not behind it
+	server, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	l.must(err)
+	defer server.Close()
+	l.must(unix.Mount("silent", mounted, "fuse", 0, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other", server.Fd())))
+	defer func() { l.must(unix.Unmount(mounted, unix.MNT_DETACH)) }()
+	done := make(chan error, 1)
+	go func() {
+		_, err := here.putBlob(t.Context(), r)
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		if code(err) != api.CodeBadRequest || !strings.Contains(err.Error(), "FUSE") {
+			t.Errorf("got %v", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("the helper waits for the owner's filesystem")
+	}
+	r.Path = l.dir + "/kernel" // by the way that is not behind it
 	if _, err := here.putBlob(t.Context(), r); err != nil {
 		t.Error(err)
 	}

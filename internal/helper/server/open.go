@@ -5,11 +5,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"banger/api"
-	"banger/internal/paths"
 )
 
 // inside is how a path of somebody else's choosing is resolved: below the
@@ -56,9 +57,14 @@ func (s *Server) ownerFile(path string, flags int) (*os.File, unix.Stat_t, error
 		return nil, st, fmt.Errorf("%s belongs to uid %d, not to the owner", s.places.State, st.Uid)
 	}
 	// Without O_NONBLOCK, opening a FIFO would wait for its other end.
-	// And no mount: behind one of FUSE, which he can make himself, every answer could be
-	// as late as he likes.
-	f, err := openIn(dir, path, flags|unix.O_NONBLOCK|unix.O_NOCTTY, inside|unix.RESOLVE_NO_XDEV)
+	flags |= unix.O_NONBLOCK | unix.O_NOCTTY
+	f, err := openIn(dir, path, flags, inside|unix.RESOLVE_NO_XDEV)
+	if errors.Is(err, unix.EXDEV) { // it is behind a mount, or outside
+		if err := s.refuseFUSE(path); err != nil {
+			return nil, st, err
+		}
+		f, err = openIn(dir, path, flags, inside)
+	}
 	if err != nil {
 		return nil, st, pathProblem(path, err)
 	}
@@ -69,6 +75,21 @@ func (s *Server) ownerFile(path string, flags int) (*os.File, unix.Stat_t, error
 		return nil, st, errors.Join(api.BadRequest("%.200q %s", path, why), f.Close())
 	}
 	return f, st, nil
+}
+
+// refuseFUSE refuses what the owner can mount himself: behind it every answer may be as
+// late as he likes. What an administrator mounted there is fine.
+func (s *Server) refuseFUSE(path string) error {
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(s.places.State))
+	if err != nil {
+		return fmt.Errorf("cannot read mount table: %w", err)
+	}
+	for _, m := range mounts {
+		if strings.HasPrefix(m.FSType, "fuse") {
+			return api.BadRequest("cannot open %.200q: FUSE is mounted at %s", path, m.Mountpoint).WithHint("unmount it: `fusermount -u %s`", m.Mountpoint)
+		}
+	}
+	return nil
 }
 
 func (s *Server) unfit(st *unix.Stat_t) string {
@@ -94,8 +115,7 @@ func pathProblem(path string, err error) error {
 	case errors.Is(err, unix.ELOOP):
 		return api.BadRequest("cannot open %.200q: symlinks are not followed", path)
 	case errors.Is(err, unix.EXDEV):
-		return api.BadRequest("cannot open %.200q: it leaves the state directory, or something is mounted there", path).
-			WithHint("keep all of %s on one filesystem", paths.StateDir)
+		return api.BadRequest("cannot open %.200q: it leaves the state directory", path)
 	case errors.Is(err, unix.EPERM): // a device that the unit's rules do not allow
 		return api.BadRequest("cannot open %.200q: it is no file of the owner", path)
 	case errors.Is(err, unix.ENXIO), errors.Is(err, unix.EISDIR), errors.Is(err, unix.ENOTDIR),

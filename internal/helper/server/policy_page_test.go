@@ -26,7 +26,7 @@ var verbTexts = map[string]struct{ does, touches string }{
 		"the registry of slots"},
 	"vm.release": {"Cleans up like vm.cleanup, then frees the slot. Refused while the VM's unit lives.",
 		"the registry of slots, the VM's exit record, and what vm.cleanup touches"},
-	"vm.attach": {"Makes the VM's disks of files: base and overlay give the root disk, work the work disk. The paths are below the owner's state directory, regular files of the owner, reached through no symlink and opened once.",
+	"vm.attach": {"Makes the VM's disks of files: base and overlay give the root disk, work the work disk. The paths are images/ID/rootfs.ext4 or in vms/ID, below the owner's state directory: regular files of the owner, reached through no symlink and no FUSE, and opened once.",
 		"free loop devices, the device-mapper devices fc-rootfs-ID and fc-work-ID"},
 	"vm.grow": {"Makes the VM's work disk as large as its file has become.",
 		"the loop device and the device-mapper device of that disk"},
@@ -40,7 +40,7 @@ var verbTexts = map[string]struct{ does, touches string }{
 		"the unit banger-vm-ID.service"},
 	"vm.cleanup": {"Removes what the VM has in the kernel and in the jails. Refused while its unit lives. Calling it again changes nothing.",
 		"the VM's disks, jail directory, tap, firewall elements, and the unit of vm.fsck"},
-	"blob.put": {"Copies a file below the owner's state directory, hashes the copy, and keeps it under that name, for root and read only. At most 1 GiB each.",
+	"blob.put": {"Copies a file below the owner's state directory, hashes the copy, and keeps it under that name, for root and read only. At most 1 GiB each, 16 GiB and 4096 in all; through no symlink and no FUSE.",
 		"the store of blobs"},
 	"blob.gc": {"Removes the blobs that are not to be kept and are in no jail.",
 		"the store of blobs"},
@@ -59,7 +59,7 @@ const anyUID = -1
 var commands = [][2]string{
 	{"banger-helper cleanup ID", "Run by systemd after every end of a VM's unit, with all rights: writes the exit record, then does what vm.cleanup does."},
 	{"banger-helper fsck UID HOW NODE", "Run by systemd in banger-fsck-ID.service: becomes UID, then e2fsck."},
-	{"banger-helper forget-network", "Run by `banger system uninstall`: removes bridge, firewall tables, and the rules told to Docker."},
+	{"banger-helper forget-network", "Run by `banger system uninstall`, and by `system install` when it changes the network: removes bridge, firewall tables, the rules told to Docker, and the bridge from the zone of firewalld."},
 	{"banger-helper policy", "Prints this."},
 }
 

@@ -280,7 +280,7 @@ func (s *systemd) start(ctx context.Context, id string, settings []property) err
 
 // checkSandbox fails if the unit was started without the static drop-in, as
 // after an installation that systemd has not been told of: nothing runs with
-// less than the whole sandbox.
+// less than the whole sandbox for longer than it takes to look.
 func (s *systemd) checkSandbox(ctx context.Context, conn *dbus.Conn, id string) error {
 	var list []string
 	if err := s.ask(ctx, conn, id, busName+".Unit", "DropInPaths", &list); err != nil {

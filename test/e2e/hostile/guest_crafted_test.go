@@ -634,7 +634,12 @@ func TestDeleteDuringACheck(t *testing.T) {
 	if r.Code != 0 {
 		t.Errorf("it is not deleted: %+v", r)
 	}
-	t.Logf("the start says %s", c.end(t, time.Minute))
+	if took := time.Since(begun); took > 2*time.Minute {
+		t.Errorf("it waited %s for the start", took)
+	}
+	if said := c.end(t, time.Minute); !strings.Contains(said, "killed or deleted meanwhile") {
+		t.Errorf("the start says %s", said)
+	}
 	host.WantGone(t, victim.ID, 30*time.Second)
 }
 
