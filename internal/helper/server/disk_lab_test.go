@@ -365,12 +365,28 @@ func TestLabFsckOfGarbage(t *testing.T) {
 	l.gone(sudden)
 }
 
-// slowCheck puts a filesystem on the root disk that makes e2fsck wait two minutes
-// for other hosts that might have it mounted, and begins a check.
+// slowCheck puts a filesystem on the root disk on which e2fsck counts for longer than
+// any test takes, and returns when it is at it: a file's one block is also all of its
+// indirect blocks.
 func (l *life) slowCheck(ctx context.Context) (pid int, done chan error) {
 	l.t.Helper()
+	const block = 4096
 	node := l.nodeOf(rootDisk(l.id))
-	l.run("mke2fs", "-q", "-F", "-t", "ext4", "-O", "mmp", "-E", "mmp_update_interval=60", node)
+	l.run("mke2fs", "-q", "-F", "-t", "ext4", "-b", strconv.Itoa(block), "-O", "^metadata_csum,^64bit,^extent,^has_journal", node)
+	l.run("debugfs", "-w", "-R", "write /etc/debian_version one", node)
+	raw, err := exec.CommandContext(l.t.Context(), "debugfs", "-R", "blocks one", node).Output()
+	l.must(err)
+	where, err := strconv.ParseUint(strings.TrimSpace(string(raw)), 10, 32)
+	l.must(err)
+	for _, set := range []string{"sif one block[IND] ", "sif one block[DIND] ", "sif one block[TIND] "} {
+		l.run("debugfs", "-w", "-R", set+strconv.FormatUint(where, 10), node)
+	}
+	l.run("debugfs", "-w", "-R", "sif one size 0x3ff00000000", node)
+	l.run("debugfs", "-w", "-R", "ssv state 2", node) // it has errors
+	disk, err := os.OpenFile(node, os.O_RDWR, 0)
+	l.must(err)
+	_, err = disk.WriteAt(bytes.Repeat(binary.LittleEndian.AppendUint32(nil, uint32(where)), block/4), int64(where)*block)
+	l.must(errors.Join(err, disk.Sync(), disk.Close()))
 	done = make(chan error, 1)
 	go func() {
 		_, err := l.c.Fsck(ctx, helper.FsckRequest{ID: l.id, Disk: "root"})

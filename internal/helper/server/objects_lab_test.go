@@ -198,7 +198,7 @@ func TestLabFUSEBelowTheStateIsRefused(t *testing.T) {
 	_, err = here.putBlob(t.Context(), r)
 	l.must(errors.Join(err, unix.Unmount(mounted, 0)))
 
-	if out, err := exec.Command("modprobe", "fuse").CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(t.Context(), "modprobe", "fuse").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	server, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
