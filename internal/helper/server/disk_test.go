@@ -130,11 +130,16 @@ func TestOverlayOfOtherChunksIsRefused(t *testing.T) {
 func TestSharedFilesystemIsRefused(t *testing.T) {
 	node := filepath.Join(t.TempDir(), "disk")
 	super := make([]byte, 2048)
-	for features, refused := range map[uint32]bool{0x2: false, 0x102: true} {
-		binary.LittleEndian.PutUint32(super[1024+0x60:], features)
+	for _, tt := range []struct {
+		magic    uint16
+		features uint32
+		refused  bool
+	}{{0xef53, 0x2, false}, {0xef53, 0x102, true}, {0, 0xffffffff, false}} { // garbage is damage
+		binary.LittleEndian.PutUint16(super[1024+0x38:], tt.magic)
+		binary.LittleEndian.PutUint32(super[1024+0x60:], tt.features)
 		write(t, node, string(super))
-		if err := refuseShared(node); (err != nil) != refused {
-			t.Errorf("features %#x: %v", features, err)
+		if err := refuseShared(node); errors.Is(err, ErrShared) != tt.refused || !tt.refused && err != nil {
+			t.Errorf("%+v: %v", tt, err)
 		}
 	}
 	write(t, node, "short")

@@ -306,18 +306,19 @@ func Fsck(uid, how, node string) error {
 }
 
 func refuseShared(node string) error {
-	const incompatible, mmp = 1024 + 0x60, 0x100 // of the superblock, see ext4(5)
+	// Of the superblock, see the kernel's Documentation/filesystems/ext4/super.rst.
+	const start, magicAt, magic, featuresAt, mmp = 1024, 0x38, 0xef53, 0x60, 0x100
 	f, err := os.Open(node)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	var features [4]byte
-	if _, err := f.ReadAt(features[:], incompatible); err != nil {
+	var super [1024]byte
+	if _, err := f.ReadAt(super[:], start); err != nil {
 		return fmt.Errorf("cannot read its superblock: %w", err)
 	}
-	if binary.LittleEndian.Uint32(features[:])&mmp != 0 {
+	if binary.LittleEndian.Uint16(super[magicAt:]) == magic && binary.LittleEndian.Uint32(super[featuresAt:])&mmp != 0 {
 		return ErrShared
 	}
-	return nil
+	return nil // what is no filesystem is e2fsck's to tell
 }
