@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -33,12 +34,28 @@ type Client struct {
 // NewClient returns a client of the helper listening on socket.
 func NewClient(socket string) *Client {
 	return &Client{
-		http: jsonhttp.NewHTTPClient(func(ctx context.Context) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", socket)
-		}),
+		http:  jsonhttp.NewHTTPClient(func(ctx context.Context) (net.Conn, error) { return dial(ctx, socket) }),
 		turns: make(chan struct{}, maxCalls),
 		kills: make(chan struct{}, maxKills),
+	}
+}
+
+// fullQueue is the pause between two attempts at a socket with as many callers waiting
+// as it takes; nobody tells when there are fewer.
+const fullQueue = 10 * time.Millisecond
+
+func dial(ctx context.Context, socket string) (net.Conn, error) {
+	var d net.Dialer
+	for {
+		c, err := d.DialContext(ctx, "unix", socket)
+		if !errors.Is(err, unix.EAGAIN) {
+			return c, err
+		}
+		select {
+		case <-time.After(fullQueue):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
 }
 

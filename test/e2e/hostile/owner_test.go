@@ -38,7 +38,7 @@ const (
 	ownerPrefix = "hostile-"         // of their operation ids
 	ownerDir    = "vms/" + ownerA    // in the state directory
 	foreignDir  = "/var/lib/foreign" // things of somebody else
-	ownerLeast  = 2000               // requests that an attack has: one that did not happen harms nobody
+	ownerLeast  = 500                // requests that an attack has: one that did not happen harms nobody
 )
 
 // The ids that the attacker has; the last two name things of somebody else.
