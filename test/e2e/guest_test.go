@@ -135,7 +135,7 @@ func TestGuestsReachWhatTheyMay(t *testing.T) {
 			}
 			return
 		}
-		eventually(t, 30*time.Second, func() error {
+		eventually(t, 2*time.Minute, func() error { // the greeter in the guest may come up late
 			if !greeted(from, at) {
 				return fmt.Errorf("%s: %s does not reach %s", when, from, at)
 			}
